@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+#[=[
+bpf_object(<name> <source.bpf.c> [HEADERS <header>...])
+
+Compiles a BPF program with clang and turns it into a libbpf skeleton. Yields
+the interface library <name>_skel; linking it makes "<name>.skel.h" includable
+and libbpf available. Needs clang with a BPF target and bpftool.
+]=]
+find_program(BPF_CLANG NAMES clang-16 clang-17 clang-18 clang-19 clang-15 clang-14 clang)
+find_program(BPFTOOL NAMES bpftool PATHS /usr/sbin)
+if(NOT BPF_CLANG OR NOT BPFTOOL)
+  message(FATAL_ERROR "BPF objects need clang and bpftool: run scripts/build, which installs them")
+endif()
+
+function(bpf_object name source)
+  cmake_parse_arguments(ARG "" "" "HEADERS" ${ARGN})
+  set(object ${CMAKE_CURRENT_BINARY_DIR}/${name}.bpf.o)
+  set(skeleton ${CMAKE_CURRENT_BINARY_DIR}/${name}.skel.h)
+  add_custom_command(
+    OUTPUT ${object}
+    COMMAND ${BPF_CLANG} -g -O2 -target bpf -mcpu=v3 -Wall -Wextra -Werror
+            -I${CMAKE_SOURCE_DIR} -I/usr/include/${CMAKE_LIBRARY_ARCHITECTURE}
+            -ffile-prefix-map=${CMAKE_SOURCE_DIR}=.
+            -c ${CMAKE_CURRENT_SOURCE_DIR}/${source} -o ${object}
+    DEPENDS ${source} ${ARG_HEADERS}
+    COMMENT "BPF ${source}")
+  add_custom_command(
+    OUTPUT ${skeleton}
+    COMMAND ${BPFTOOL} gen skeleton ${object} name ${name} > ${skeleton}
+    DEPENDS ${object}
+    COMMENT "BPF skeleton ${name}.skel.h")
+  add_custom_target(${name}_skel_files DEPENDS ${skeleton})
+  add_library(${name}_skel INTERFACE)
+  add_dependencies(${name}_skel ${name}_skel_files)
+  target_include_directories(${name}_skel SYSTEM INTERFACE ${CMAKE_CURRENT_BINARY_DIR})
+  target_link_libraries(${name}_skel INTERFACE PkgConfig::LIBBPF)
+endfunction()

@@ -1,0 +1,170 @@
+/* SPDX-License-Identifier: (GPL-2.0-only WITH Linux-syscall-note) OR Apache-2.0 */
+/*
+ * The one header that crosses the kernel line: what Shunt's BPF programs, its
+ * kernel module and its agent say to each other. Plain C, fixed-width types,
+ * explicit padding that is always zero, native byte order.
+ *
+ * Every struct here is map content that outlives the process that wrote it
+ * (pins survive the agent). A change of any layout or meaning is a new
+ * SHUNT_ABI_VERSION; an agent refuses pins of another version.
+ */
+#ifndef SHUNT_UAPI_SHUNT_H
+#define SHUNT_UAPI_SHUNT_H
+
+#include <linux/types.h>
+
+#define SHUNT_ABI_VERSION 1
+
+/* Port ranges of one pod, after excludes have been cut out of them. */
+#define SHUNT_MAX_PORT_RANGES 32
+
+enum shunt_role {
+	SHUNT_CLIENT = 0, /* the end that called connect() */
+	SHUNT_SERVER = 1, /* the end that accept() returned */
+};
+
+/*
+ * The name of one end of one connection: the handshake fingerprint (RFC 9293
+ * initial sequence numbers plus one, as both ends see them when the connection
+ * becomes ESTABLISHED) within one network namespace. Addresses take no part,
+ * so NAT between the two ends does not matter, and two pods whose addresses
+ * are equal never meet. Sequence numbers are in host byte order.
+ */
+struct shunt_end_key {
+	__u64 netns_cookie;
+	__u32 client_next;
+	__u32 server_next;
+	__u32 role; /* enum shunt_role */
+	__u32 zero;
+};
+
+/* What is known of an end while it is enrolled. */
+struct shunt_end {
+	__u64 tcp_sock; /* kernel address; only ever re-read, never followed blindly */
+	__u64 socket_cookie; /* SO_COOKIE of that socket */
+	__u64 joined_ns; /* CLOCK_MONOTONIC */
+	__u32 pod; /* shunt_policy.pod */
+	__u32 uid; /* owner of the socket, in the initial user namespace */
+	__u16 local_port; /* host byte order */
+	__u16 remote_port; /* host byte order; before NAT on the client's side */
+	__u16 family; /* AF_INET or AF_INET6; v4-mapped is AF_INET6 */
+	__u16 gate_closed; /* 1 once this end has been told to leave */
+};
+
+enum shunt_mode {
+	SHUNT_MODE_OFF = 0, /* nothing new is enrolled */
+	SHUNT_MODE_ENROL = 1,
+};
+
+struct shunt_port_range {
+	__u16 first; /* host byte order, inclusive */
+	__u16 last;
+};
+
+/* Per attached cgroup: the pod's policy, in cgroup storage. */
+struct shunt_policy {
+	__u32 pod; /* small id allotted by the agent, never reused while pinned */
+	__u32 mode; /* enum shunt_mode */
+	__u32 range_count; /* at most SHUNT_MAX_PORT_RANGES */
+	__u32 zero;
+	struct shunt_port_range ranges[SHUNT_MAX_PORT_RANGES];
+};
+
+/*
+ * Every exit of every program, one per-CPU counter each. X(NAME, "reason",
+ * "what it means"); the reason is what logs, metrics and shuntctl print.
+ * Appending is compatible; anything else is a new ABI version.
+ */
+#define SHUNT_EXITS(X)                                                            \
+	/* sock_ops: a handshake seen at its listener */                          \
+	X(ANNOUNCED, "announced", "SYN for a listed port")                        \
+	X(ANNOUNCE_FAILED, "announce_failed", "announcement could not be kept")   \
+	/* sock_ops: the client's end at ACTIVE_ESTABLISHED */                    \
+	X(CLIENT_JOINED, "client_joined", "client enrolled, waits for its server")\
+	X(CLIENT_UNANNOUNCED, "client_unannounced",                               \
+	  "no listed server in this network namespace answered")                  \
+	/* sock_ops: the server's end at PASSIVE_ESTABLISHED */                   \
+	X(PAIR_MADE, "pair_made", "both ends enrolled")                           \
+	X(SERVER_UNLISTED, "server_unlisted", "port is not in the pod's policy")  \
+	X(SERVER_ALONE, "server_alone", "the client is not enrolled: remote or plain")\
+	X(ORPHAN_RELEASED, "orphan_released",                                     \
+	  "client enrolled, its server could not join; client is plain TCP again")\
+	/* sock_ops: why an end was refused */                                    \
+	X(REFUSED_FAST_OPEN, "fast_open", "TCP Fast Open: data came with the SYN")\
+	X(REFUSED_STATE, "not_established", "socket is not in the state of a new connection")\
+	X(REFUSED_MPTCP, "mptcp", "subflow of a Multipath TCP connection")        \
+	X(REFUSED_MAP_FULL, "map_full", "no room for another end")                \
+	X(REFUSED_OTHER_OWNER, "other_owner",                                     \
+	  "socket has a ULP or belongs to another sockmap")                       \
+	X(REFUSED_DUPLICATE, "duplicate", "its fingerprint is taken")             \
+	X(REFUSED_ERROR, "enrol_error", "the kernel refused for another cause")   \
+	/* sock_ops: how an enrolled end went away */                             \
+	X(LEFT_CLOSED, "left_closed", "connection over")                          \
+	X(LEFT_DISCONNECTED, "left_disconnected", "connect(AF_UNSPEC)")           \
+	X(LEFT_REUSED, "left_reused", "socket connects or listens anew")          \
+	/* sk_msg: one per message handed to sendmsg */                           \
+	X(REDIRECTED, "redirected", "handed to the peer's socket")                \
+	X(MSG_NO_STATE, "no_state", "socket has no Shunt state")                  \
+	X(MSG_GATE_CLOSED, "gate_closed", "pair is leaving")                      \
+	X(MSG_NO_PEER, "no_peer", "the other end is not enrolled (yet)")          \
+	X(MSG_SHUT_DOWN, "shut_down", "sender has shut down or is not connected") \
+	X(MSG_PEER_CHANGED, "peer_changed", "peer's socket is another one now")   \
+	X(MSG_PEER_CLOSED, "peer_closed", "peer has closed its receiving side")   \
+	X(MSG_TCP_UNREAD, "tcp_unread", "bytes sent by TCP are still unread")     \
+	X(MSG_BACK_PRESSURE, "back_pressure", "peer holds a receive buffer's worth unread")\
+	X(MSG_MEMORY_PRESSURE, "memory_pressure", "TCP memory of the node is short")\
+	X(MSG_REDIRECT_FAILED, "redirect_failed", "peer left between check and redirect")\
+	/* iterators of the agent */                                              \
+	X(LEFT_DRAINED, "left_drained", "end left the map with nothing unread")   \
+	X(EVENT_LOST, "event_lost", "ring buffer was full")
+
+enum shunt_exit {
+#define SHUNT_EXIT_ENUM(name, reason, text) SHUNT_EXIT_##name,
+	SHUNT_EXITS(SHUNT_EXIT_ENUM)
+#undef SHUNT_EXIT_ENUM
+	SHUNT_EXIT_COUNT
+};
+
+/* Per pod: what its finished connections did. Live ones are in the iterator. */
+struct shunt_pod_totals {
+	__u64 pairs_made;
+	__u64 pairs_ended;
+	__u64 redirected_bytes; /* of ended connections */
+	__u64 refused;
+};
+
+enum shunt_event_kind {
+	SHUNT_EVENT_PAIR_MADE = 0,
+	SHUNT_EVENT_LEFT = 1,
+	SHUNT_EVENT_REFUSED = 2,
+	SHUNT_EVENT_HAZARD = 3,
+};
+
+/* One ring-buffer record. */
+struct shunt_event {
+	__u32 kind; /* enum shunt_event_kind */
+	__u32 reason; /* enum shunt_exit */
+	struct shunt_end_key key;
+	__u64 redirected_bytes; /* sent by this end, for LEFT */
+	__u32 pod;
+	__u16 local_port;
+	__u16 remote_port;
+};
+
+/* One record of the end iterator: a member of the sockhash, as it stands. */
+struct shunt_end_record {
+	struct shunt_end_key key;
+	struct shunt_end end;
+	__u64 redirected_bytes; /* sent by this end */
+	__u32 unread_bytes; /* redirected to this end, not read yet */
+	__u16 state; /* TCP state */
+	__u16 drained; /* 1: this record says that the end has left the map */
+};
+
+/* Single-entry array that marks a pin directory. */
+struct shunt_meta {
+	__u32 abi_version;
+	__u32 next_pod; /* the next pod id to allot */
+};
+
+#endif /* SHUNT_UAPI_SHUNT_H */
