@@ -1,0 +1,615 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "agent/datapath/bpf_datapath.h"
+
+#include <bpf/bpf.h>
+#include <bpf/libbpf.h>
+#include <fcntl.h>
+#include <linux/magic.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <unordered_map>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_replace.h"
+#include "agent/base/log.h"
+#include "agent/base/status.h"
+#include "sockhash.skel.h"
+
+namespace shunt {
+namespace {
+
+constexpr uint32_t kOnly = 0;  // the key of single-entry arrays
+constexpr size_t kMaxExamples = 5;
+
+constexpr char kSockOps[] = "sock_ops";
+constexpr char kSkMsg[] = "sk_msg";
+
+// bpffs forbids dots in names; a pod uid may hold them but never a tilde.
+std::string PinName(const std::string& uid) { return absl::StrReplaceAll(uid, {{".", "~"}}); }
+std::string UidFromPin(const std::string& name) {
+  return absl::StrReplaceAll(name, {{"~", "."}});
+}
+
+// Maps by pin name: libbpf prefixes the data sections with the object's name.
+std::string PinNameOf(const struct bpf_map* map) {
+  const std::string name = bpf_map__name(map);
+  const size_t dot = name.find('.');
+  return dot == std::string::npos ? name : absl::StrCat("data_", name.substr(dot + 1));
+}
+
+int PrintLibbpf(enum libbpf_print_level level, const char* format, va_list args) {
+  if (level == LIBBPF_DEBUG) {
+    return 0;
+  }
+  char line[1024];
+  vsnprintf(line, sizeof(line), format, args);
+  std::string text(line);
+  while (!text.empty() && text.back() == '\n') {
+    text.pop_back();
+  }
+  log::Debug("libbpf", {{"detail", text}});
+  return 0;
+}
+
+absl::Status LoadError(int error) {
+  absl::Status status = ErrnoStatus(error, "loading BPF programs");
+  if (std::abs(error) == EPERM) {
+    return Annotate(status,
+                    "the agent needs the capabilities BPF, NET_ADMIN and PERFMON (in a "
+                    "container: securityContext.capabilities.add)");
+  }
+  return status;
+}
+
+absl::StatusOr<std::string> ProgramTag(int fd) {
+  struct bpf_prog_info info = {};
+  __u32 size = sizeof(info);
+  if (bpf_obj_get_info_by_fd(fd, &info, &size) != 0) {
+    return ErrnoStatus(errno, "reading program info");
+  }
+  return std::string(reinterpret_cast<const char*>(info.tag), sizeof(info.tag));
+}
+
+// At most SHUNT_MAX_PORT_RANGES ports.
+shunt_policy PolicyOf(uint32_t pod_id, uint32_t mode, const std::vector<PortRange>& ports) {
+  shunt_policy policy = {};
+  policy.pod = pod_id;
+  policy.mode = mode;
+  for (const PortRange& range : ports) {
+    policy.ranges[policy.range_count++] = {range.first, range.last};
+  }
+  return policy;
+}
+
+absl::Status CheckCgroup(const PodTarget& pod, int fd) {
+  struct statfs info;
+  if (fstatfs(fd, &info) != 0) {
+    return ErrnoStatus(errno, absl::StrCat("checking cgroup ", pod.cgroup));
+  }
+  if (static_cast<unsigned long>(info.f_type) != CGROUP2_SUPER_MAGIC) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "checking cgroup ", pod.cgroup,
+        ": not a cgroup v2 directory; name the one below the cgroup2 mount (often "
+        "/sys/fs/cgroup, or /sys/fs/cgroup/unified in hybrid mode)"));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+void BpfDatapath::SkeletonDeleter::operator()(struct ::sockhash* skeleton) const {
+  sockhash__destroy(skeleton);
+}
+
+void BpfDatapath::RingBufferDeleter::operator()(struct ::ring_buffer* events) const {
+  ring_buffer__free(events);
+}
+
+BpfDatapath::BpfDatapath(Pins pins, std::unique_ptr<struct ::sockhash, SkeletonDeleter> skeleton)
+    : pins_(std::move(pins)), skeleton_(std::move(skeleton)) {}
+
+BpfDatapath::~BpfDatapath() = default;
+
+absl::StatusOr<std::unique_ptr<BpfDatapath>> BpfDatapath::Open(const BpfDatapathOptions& options) {
+  libbpf_set_print(PrintLibbpf);
+  SHUNT_ASSIGN_OR_RETURN(Pins pins, Pins::Open(options.bpffs), "");
+  std::unique_ptr<struct ::sockhash, SkeletonDeleter> skeleton(sockhash__open());
+  if (skeleton == nullptr) {
+    return ErrnoStatus(errno, "opening BPF object");
+  }
+  skeleton->rodata->rmem_is_charged = options.rmem_is_charged;
+  bpf_map__set_max_entries(skeleton->maps.sockets, 2 * options.max_pairs);
+  bpf_map__set_max_entries(skeleton->maps.ends, 2 * options.max_pairs);
+
+  std::unique_ptr<BpfDatapath> datapath(new BpfDatapath(std::move(pins), std::move(skeleton)));
+  if (datapath->pins_.Exists()) {
+    SHUNT_RETURN_IF_ERROR(datapath->AdoptKernelSide(),
+                          absl::StrCat("adopting pins in ", options.bpffs, "/v1"));
+  } else {
+    SHUNT_RETURN_IF_ERROR(datapath->CreateKernelSide(),
+                          absl::StrCat("creating pins in ", options.bpffs, "/v1"));
+  }
+  SHUNT_RETURN_IF_ERROR(datapath->OpenEvents(), "");
+  return datapath;
+}
+
+absl::Status BpfDatapath::CreateKernelSide() {
+  if (const int error = sockhash__load(skeleton_.get()); error != 0) {
+    return LoadError(error);
+  }
+  // Sockets copy the program at insertion, so it is there before the first one.
+  if (bpf_prog_attach(bpf_program__fd(skeleton_->progs.shunt_msg),
+                      bpf_map__fd(skeleton_->maps.sockets), BPF_SK_MSG_VERDICT, 0) != 0) {
+    return ErrnoStatus(errno, "attaching sk_msg program to the sockhash");
+  }
+  const struct shunt_meta meta = {.abi_version = SHUNT_ABI_VERSION, .next_pod = 1};
+  if (bpf_map_update_elem(bpf_map__fd(skeleton_->maps.meta), &kOnly, &meta, BPF_ANY) != 0) {
+    return ErrnoStatus(errno, "writing meta map");
+  }
+  SHUNT_RETURN_IF_ERROR(pins_.BeginNew(), "");
+  struct bpf_map* map;
+  bpf_object__for_each_map(map, skeleton_->obj) {
+    SHUNT_RETURN_IF_ERROR(pins_.PinNew(bpf_map__fd(map), "maps", PinNameOf(map)), "");
+  }
+  const int sock_ops = bpf_program__fd(skeleton_->progs.shunt_sock_ops);
+  SHUNT_RETURN_IF_ERROR(pins_.PinNew(sock_ops, "progs", kSockOps), "");
+  SHUNT_RETURN_IF_ERROR(
+      pins_.PinNew(bpf_program__fd(skeleton_->progs.shunt_msg), "progs", kSkMsg), "");
+  SHUNT_RETURN_IF_ERROR(pins_.PublishNew(), "");
+  sock_ops_.Reset(dup(sock_ops));
+  return absl::OkStatus();
+}
+
+absl::Status BpfDatapath::AdoptKernelSide() {
+  SHUNT_RETURN_IF_ERROR(ReusePinnedMaps(), "");
+  if (const int error = sockhash__load(skeleton_.get()); error != 0) {
+    return LoadError(error);
+  }
+  SHUNT_RETURN_IF_ERROR(AdoptPrograms(), "");
+  return AdoptLinks();
+}
+
+absl::Status BpfDatapath::ReusePinnedMaps() {
+  constexpr char kRemedy[] =
+      "; drain with the agent version that made them, or, once no accelerated connection is "
+      "left, remove the directory, then start this agent again";
+  absl::StatusOr<UniqueFd> meta_fd = pins_.Get("maps", "meta");
+  struct shunt_meta meta = {};
+  if (!meta_fd.ok() || bpf_map_lookup_elem(meta_fd->get(), &kOnly, &meta) != 0) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("pin directory is damaged: no readable maps/meta", kRemedy));
+  }
+  if (meta.abi_version != SHUNT_ABI_VERSION) {
+    return absl::FailedPreconditionError(absl::StrCat("pins have ABI version ", meta.abi_version,
+                                                      ", this agent speaks version ",
+                                                      SHUNT_ABI_VERSION, kRemedy));
+  }
+  struct bpf_map* map;
+  bpf_object__for_each_map(map, skeleton_->obj) {
+    const std::string name = PinNameOf(map);
+    // Read-only data belongs to one generation of programs: each loads its own.
+    if (name == "data_rodata") {
+      continue;
+    }
+    absl::StatusOr<UniqueFd> fd = pins_.Get("maps", name);
+    if (!fd.ok()) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("pin directory is damaged: ", fd.status().message(), kRemedy));
+    }
+    if (const int error = bpf_map__reuse_fd(map, fd->get()); error != 0) {
+      return ErrnoStatus(error, absl::StrCat("reusing pinned map ", name));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status BpfDatapath::AdoptPrograms() {
+  const int fresh_ops = bpf_program__fd(skeleton_->progs.shunt_sock_ops);
+  const int fresh_msg = bpf_program__fd(skeleton_->progs.shunt_msg);
+  SHUNT_ASSIGN_OR_RETURN(UniqueFd pinned_ops, pins_.Get("progs", kSockOps),
+                         "pin directory is damaged");
+  SHUNT_ASSIGN_OR_RETURN(UniqueFd pinned_msg, pins_.Get("progs", kSkMsg),
+                         "pin directory is damaged");
+  SHUNT_ASSIGN_OR_RETURN(const std::string fresh_ops_tag, ProgramTag(fresh_ops), "");
+  SHUNT_ASSIGN_OR_RETURN(const std::string fresh_msg_tag, ProgramTag(fresh_msg), "");
+  SHUNT_ASSIGN_OR_RETURN(const std::string pinned_ops_tag, ProgramTag(pinned_ops.get()), "");
+  SHUNT_ASSIGN_OR_RETURN(const std::string pinned_msg_tag, ProgramTag(pinned_msg.get()), "");
+  if (fresh_ops_tag == pinned_ops_tag && fresh_msg_tag == pinned_msg_tag) {
+    sock_ops_ = std::move(pinned_ops);
+    return absl::OkStatus();
+  }
+  // Sockets that are in the map keep the program they joined with; both
+  // generations speak the same maps.
+  if (bpf_prog_attach(fresh_msg, bpf_map__fd(skeleton_->maps.sockets), BPF_SK_MSG_VERDICT, 0) !=
+      0) {
+    return ErrnoStatus(errno, "attaching the new sk_msg program to the sockhash");
+  }
+  SHUNT_RETURN_IF_ERROR(pins_.Replace(fresh_msg, "progs", kSkMsg), "");
+  SHUNT_RETURN_IF_ERROR(pins_.Replace(fresh_ops, "progs", kSockOps), "");
+  sock_ops_.Reset(dup(fresh_ops));
+  log::Info("kernel programs replaced; existing connections keep theirs",
+            {{"reason", "program_changed"}});
+  return absl::OkStatus();
+}
+
+absl::Status BpfDatapath::AdoptLinks() {
+  SHUNT_ASSIGN_OR_RETURN(const std::vector<std::string> names, pins_.List("links"), "");
+  for (const std::string& name : names) {
+    SHUNT_ASSIGN_OR_RETURN(UniqueFd link, pins_.Get("links", name), "pin directory is damaged");
+    struct bpf_link_info info = {};
+    __u32 size = sizeof(info);
+    if (bpf_obj_get_info_by_fd(link.get(), &info, &size) != 0) {
+      return ErrnoStatus(errno, absl::StrCat("reading link info of pod ", UidFromPin(name)));
+    }
+    AttachedPod pod;
+    pod.target.uid = UidFromPin(name);
+    pod.target.cgroup_id = info.cgroup.cgroup_id;
+    struct shunt_policy policy = {};
+    const uint64_t cgroup_id = info.cgroup.cgroup_id;
+    if (cgroup_id == 0 ||
+        bpf_map_lookup_elem(bpf_map__fd(skeleton_->maps.policy), &cgroup_id, &policy) != 0) {
+      // The cgroup was removed while no agent ran: the kernel detached the link.
+      SHUNT_RETURN_IF_ERROR(pins_.Unpin("links", name), "");
+      log::Info("pod's cgroup is gone", {{"pod_uid", pod.target.uid}, {"reason", "cgroup_gone"}});
+      continue;
+    }
+    pod.id = policy.pod;
+    pod.retired = policy.mode == SHUNT_MODE_OFF;
+    for (uint32_t i = 0; i < std::min<uint32_t>(policy.range_count, SHUNT_MAX_PORT_RANGES); ++i) {
+      pod.target.ports.push_back({policy.ranges[i].first, policy.ranges[i].last});
+    }
+    if (bpf_link_update(link.get(), sock_ops_.get(), nullptr) != 0) {
+      return ErrnoStatus(errno,
+                         absl::StrCat("updating sock_ops program of pod ", pod.target.uid));
+    }
+    pod.link = std::move(link);
+    pods_.emplace(pod.target.uid, std::move(pod));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status BpfDatapath::OpenEvents() {
+  const auto receive = [](void* self, void* data, size_t size) {
+    auto* datapath = static_cast<BpfDatapath*>(self);
+    if (size >= sizeof(shunt_event) && datapath->receive_) {
+      datapath->receive_(*static_cast<const shunt_event*>(data));
+    }
+    return 0;
+  };
+  events_.reset(ring_buffer__new(bpf_map__fd(skeleton_->maps.events), receive, this, nullptr));
+  if (events_ == nullptr) {
+    return ErrnoStatus(errno, "opening ring buffer of events");
+  }
+  return absl::OkStatus();
+}
+
+std::vector<PodTarget> BpfDatapath::Adopted() const {
+  std::vector<PodTarget> targets;
+  for (const auto& [uid, pod] : pods_) {
+    targets.push_back(pod.target);
+    if (pod.retired) {
+      targets.back().ports.clear();
+    }
+  }
+  return targets;
+}
+
+absl::Status BpfDatapath::Enrol(const PodTarget& pod) {
+  if (pod.ports.size() > SHUNT_MAX_PORT_RANGES) {
+    return absl::InvalidArgumentError(absl::StrCat("enrolling pod ", pod.uid, ": ",
+                                                   pod.ports.size(),
+                                                   " port ranges; allowed: at most ",
+                                                   SHUNT_MAX_PORT_RANGES));
+  }
+  const auto found = pods_.find(pod.uid);
+  if (found == pods_.end()) {
+    return Annotate(Attach(pod), absl::StrCat("attaching pod ", pod.uid));
+  }
+  if (found->second.target.cgroup_id != pod.cgroup_id) {
+    // Same pod, new sandbox: its old cgroup is gone and so are its sockets.
+    SHUNT_RETURN_IF_ERROR(Detach(pod.uid), absl::StrCat("replacing sandbox of pod ", pod.uid));
+    return Annotate(Attach(pod), absl::StrCat("attaching pod ", pod.uid));
+  }
+  const std::string context = absl::StrCat("updating policy of pod ", pod.uid);
+  const shunt_policy policy = PolicyOf(found->second.id, SHUNT_MODE_ENROL, pod.ports);
+  SHUNT_RETURN_IF_ERROR(WritePolicy(policy, pod.cgroup_id), context);
+  found->second.target = pod;
+  found->second.retired = false;
+  return Annotate(CloseGates(policy), context);
+}
+
+absl::Status BpfDatapath::Attach(const PodTarget& pod) {
+  UniqueFd cgroup(open(pod.cgroup.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!cgroup.valid()) {
+    return ErrnoStatus(errno, absl::StrCat("opening cgroup ", pod.cgroup));
+  }
+  SHUNT_RETURN_IF_ERROR(CheckCgroup(pod, cgroup.get()), "");
+  AttachedPod attached;
+  attached.target = pod;
+  SHUNT_ASSIGN_OR_RETURN(attached.id, AllotPodId(), "");
+  // Until the policy is written the storage is zero, which is SHUNT_MODE_OFF.
+  attached.link.Reset(bpf_link_create(sock_ops_.get(), cgroup.get(), BPF_CGROUP_SOCK_OPS,
+                                      nullptr));
+  if (!attached.link.valid()) {
+    return ErrnoStatus(errno, absl::StrCat("linking sock_ops program to cgroup ", pod.cgroup));
+  }
+  // The pod id must be there before an agent can find the link and adopt it.
+  SHUNT_RETURN_IF_ERROR(
+      WritePolicy(PolicyOf(attached.id, SHUNT_MODE_OFF, pod.ports), pod.cgroup_id), "");
+  SHUNT_RETURN_IF_ERROR(pins_.Pin(attached.link.get(), "links", PinName(pod.uid)), "");
+  if (absl::Status status =
+          WritePolicy(PolicyOf(attached.id, SHUNT_MODE_ENROL, pod.ports), pod.cgroup_id);
+      !status.ok()) {
+    pins_.Unpin("links", PinName(pod.uid)).IgnoreError();
+    return status;
+  }
+  pods_.emplace(pod.uid, std::move(attached));
+  return absl::OkStatus();
+}
+
+absl::Status BpfDatapath::WritePolicy(const shunt_policy& policy, uint64_t cgroup_id) {
+  if (bpf_map_update_elem(bpf_map__fd(skeleton_->maps.policy), &cgroup_id, &policy, BPF_EXIST) !=
+      0) {
+    return ErrnoStatus(errno, absl::StrCat("writing policy of cgroup id ", cgroup_id));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status BpfDatapath::CloseGates(const shunt_policy& policy) {
+  // A sock_ops run that still saw the old policy may be inserting a socket.
+  SHUNT_RETURN_IF_ERROR(WaitForGrace(), "closing gates");
+  skeleton_->bss->keep = policy;
+  SHUNT_RETURN_IF_ERROR(RunIterator(skeleton_->progs.shunt_close_gates, policy.pod).status(),
+                        "closing gates");
+  // An sk_msg run that still saw a gate open may be about to redirect.
+  return Annotate(WaitForGrace(), "closing gates");
+}
+
+absl::StatusOr<uint32_t> BpfDatapath::AllotPodId() {
+  const int meta_fd = bpf_map__fd(skeleton_->maps.meta);
+  struct shunt_meta meta = {};
+  if (bpf_map_lookup_elem(meta_fd, &kOnly, &meta) != 0) {
+    return ErrnoStatus(errno, "reading meta map");
+  }
+  const uint32_t id = meta.next_pod++;
+  if (bpf_map_update_elem(meta_fd, &kOnly, &meta, BPF_ANY) != 0) {
+    return ErrnoStatus(errno, "writing meta map");
+  }
+  return id;
+}
+
+absl::Status BpfDatapath::Retire(const std::string& uid) {
+  const auto found = pods_.find(uid);
+  const std::string context = absl::StrCat("retiring pod ", uid);
+  if (found == pods_.end()) {
+    return absl::NotFoundError(absl::StrCat(context, ": not attached"));
+  }
+  const shunt_policy policy =
+      PolicyOf(found->second.id, SHUNT_MODE_OFF, found->second.target.ports);
+  // NOT_FOUND: the cgroup is gone, and so is everything that could enrol.
+  if (absl::Status status = WritePolicy(policy, found->second.target.cgroup_id);
+      !status.ok() && !absl::IsNotFound(status)) {
+    return Annotate(status, context);
+  }
+  found->second.retired = true;
+  return Annotate(CloseGates(policy), context);
+}
+
+absl::StatusOr<Waiting> BpfDatapath::LetGo(const std::string& uid) {
+  const auto found = pods_.find(uid);
+  if (found == pods_.end()) {
+    return absl::NotFoundError(absl::StrCat("letting pod ", uid, " go: not attached"));
+  }
+  SHUNT_ASSIGN_OR_RETURN(const std::vector<shunt_end_record> records,
+                         RunIterator(skeleton_->progs.shunt_let_go, found->second.id),
+                         absl::StrCat("letting pod ", uid, " go"));
+  Waiting waiting;
+  for (const shunt_end_record& record : records) {
+    if (record.drained) {
+      continue;
+    }
+    ++waiting.ends;
+    waiting.unread_bytes += record.unread_bytes;
+    if (waiting.examples.size() < kMaxExamples) {
+      waiting.examples.push_back(record);
+    }
+  }
+  if (waiting.ends == 0 && found->second.retired) {
+    SHUNT_RETURN_IF_ERROR(Detach(uid), absl::StrCat("letting pod ", uid, " go"));
+  }
+  return waiting;
+}
+
+absl::Status BpfDatapath::Detach(const std::string& uid) {
+  const auto found = pods_.find(uid);
+  const uint32_t id = found->second.id;
+  SHUNT_RETURN_IF_ERROR(pins_.Unpin("links", PinName(uid)), "");
+  pods_.erase(found);
+  bpf_map_delete_elem(bpf_map__fd(skeleton_->maps.pod_totals), &id);
+  return ForgetLeftovers(id);
+}
+
+// Sockets on their way to TCP_CLOSE have left the sockhash but not the ends map,
+// and with the link their last callback is gone.
+absl::Status BpfDatapath::ForgetLeftovers(uint32_t pod_id) {
+  SHUNT_ASSIGN_OR_RETURN(const auto ends, ReadEnds(), "");
+  for (const auto& [key, end] : ends) {
+    if (end.pod == pod_id) {
+      bpf_map_delete_elem(bpf_map__fd(skeleton_->maps.ends), &key);
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status BpfDatapath::RemovePins() {
+  if (!pods_.empty()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("removing pins: ", pods_.size(), " pods are still attached"));
+  }
+  return pins_.RemoveAll();
+}
+
+absl::Status BpfDatapath::WaitForGrace() {
+  const int token = bpf_map__fd(skeleton_->maps.grace_token);
+  if (bpf_map_update_elem(bpf_map__fd(skeleton_->maps.grace), &kOnly, &token, BPF_ANY) != 0) {
+    return ErrnoStatus(errno, "waiting for running BPF programs");
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<shunt_end_record>> BpfDatapath::RunIterator(
+    const struct ::bpf_program* program, uint32_t pod_id) {
+  const std::string context = absl::StrCat("running ", bpf_program__name(program));
+  skeleton_->bss->target_pod = pod_id;
+  union bpf_iter_link_info target = {};
+  target.map.map_fd = bpf_map__fd(skeleton_->maps.sockets);
+  DECLARE_LIBBPF_OPTS(bpf_iter_attach_opts, options, .link_info = &target,
+                      .link_info_len = sizeof(target));
+  struct bpf_link* link = bpf_program__attach_iter(program, &options);
+  if (link == nullptr) {
+    return ErrnoStatus(errno, context);
+  }
+  UniqueFd iterator(bpf_iter_create(bpf_link__fd(link)));
+  const int error = errno;
+  bpf_link__destroy(link);
+  if (!iterator.valid()) {
+    return ErrnoStatus(error, context);
+  }
+  std::vector<shunt_end_record> records;
+  std::string bytes;
+  char chunk[64 * 1024];
+  for (;;) {
+    const ssize_t got = read(iterator.get(), chunk, sizeof(chunk));
+    if (got < 0 && errno == EAGAIN) {
+      continue;  // the iterator ran its budget of objects without output
+    }
+    if (got < 0) {
+      return ErrnoStatus(errno, context);
+    }
+    if (got == 0) {
+      return records;
+    }
+    bytes.append(chunk, static_cast<size_t>(got));
+    const size_t whole = bytes.size() / sizeof(shunt_end_record);
+    const size_t before = records.size();
+    records.resize(before + whole);
+    std::memcpy(&records[before], bytes.data(), whole * sizeof(shunt_end_record));
+    bytes.erase(0, whole * sizeof(shunt_end_record));
+  }
+}
+
+absl::StatusOr<std::vector<std::pair<shunt_end_key, shunt_end>>> BpfDatapath::ReadEnds() const {
+  const int fd = bpf_map__fd(skeleton_->maps.ends);
+  constexpr __u32 kBatch = 1024;
+  std::vector<shunt_end_key> keys(kBatch);
+  std::vector<shunt_end> values(kBatch);
+  std::vector<std::pair<shunt_end_key, shunt_end>> ends;
+  __u32 cursor = 0;
+  bool first = true;
+  for (;;) {
+    __u32 count = static_cast<__u32>(keys.size());
+    const int result = bpf_map_lookup_batch(fd, first ? nullptr : &cursor, &cursor, keys.data(),
+                                            values.data(), &count, nullptr);
+    const int error = errno;
+    if (result != 0 && error == ENOSPC) {  // one bucket holds more than fits
+      keys.resize(keys.size() * 2);
+      values.resize(values.size() * 2);
+      continue;
+    }
+    if (result != 0 && error != ENOENT) {
+      return ErrnoStatus(error, "reading ends map");
+    }
+    for (__u32 i = 0; i < count; ++i) {
+      ends.emplace_back(keys[i], values[i]);
+    }
+    if (result != 0) {
+      return ends;
+    }
+    first = false;
+  }
+}
+
+absl::StatusOr<Totals> BpfDatapath::ReadTotals() {
+  const size_t cpus = static_cast<size_t>(libbpf_num_possible_cpus());
+  std::vector<uint64_t> values(cpus);
+  Totals totals;
+  for (uint32_t exit = 0; exit < SHUNT_EXIT_COUNT; ++exit) {
+    if (bpf_map_lookup_elem(bpf_map__fd(skeleton_->maps.exits), &exit, values.data()) != 0) {
+      return ErrnoStatus(errno, "reading exits map");
+    }
+    for (const uint64_t value : values) {
+      totals.exits[exit] += value;
+    }
+  }
+  if (bpf_map_lookup_elem(bpf_map__fd(skeleton_->maps.redirected_bytes), &kOnly,
+                          values.data()) != 0) {
+    return ErrnoStatus(errno, "reading redirected_bytes map");
+  }
+  for (const uint64_t value : values) {
+    totals.redirected_bytes += value;
+  }
+  SHUNT_ASSIGN_OR_RETURN(const auto ends, ReadEnds(), "");
+  totals.ends = ends.size();
+  totals.ends_capacity = bpf_map__max_entries(skeleton_->maps.ends);
+  return totals;
+}
+
+absl::StatusOr<std::vector<std::pair<std::string, PodCounts>>> BpfDatapath::ReadPods() {
+  SHUNT_ASSIGN_OR_RETURN(const std::vector<shunt_end_record> live, ListEnds(), "");
+  std::unordered_map<uint32_t, PodCounts> counts;
+  for (const shunt_end_record& record : live) {
+    PodCounts& pod = counts[record.end.pod];
+    pod.redirected_bytes += record.redirected_bytes;
+    pod.pairs_live += record.key.role == SHUNT_SERVER;
+  }
+  const size_t cpus = static_cast<size_t>(libbpf_num_possible_cpus());
+  std::vector<shunt_pod_totals> values(cpus);
+  std::vector<std::pair<std::string, PodCounts>> pods;
+  for (const auto& [uid, pod] : pods_) {
+    PodCounts& sum = counts[pod.id];
+    // No entry yet means nothing has ended yet.
+    if (bpf_map_lookup_elem(bpf_map__fd(skeleton_->maps.pod_totals), &pod.id, values.data()) ==
+        0) {
+      for (const shunt_pod_totals& value : values) {
+        sum.pairs_made += value.pairs_made;
+        sum.redirected_bytes += value.redirected_bytes;
+        sum.refused += value.refused;
+      }
+    }
+    pods.emplace_back(uid, sum);
+  }
+  return pods;
+}
+
+absl::StatusOr<std::vector<shunt_end_record>> BpfDatapath::ListEnds() {
+  return RunIterator(skeleton_->progs.shunt_list_ends, 0);
+}
+
+std::string BpfDatapath::UidOf(uint32_t pod_id) const {
+  for (const auto& [uid, pod] : pods_) {
+    if (pod.id == pod_id) {
+      return uid;
+    }
+  }
+  return "";
+}
+
+absl::Status BpfDatapath::DrainEvents(const std::function<void(const shunt_event&)>& receive) {
+  receive_ = receive;
+  const int got = ring_buffer__consume(events_.get());
+  receive_ = nullptr;
+  if (got < 0) {
+    return ErrnoStatus(got, "reading ring buffer of events");
+  }
+  return absl::OkStatus();
+}
+
+int BpfDatapath::EventsFd() const { return ring_buffer__epoll_fd(events_.get()); }
+
+}  // namespace shunt

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The sockhash engine: loads, pins and owns bpf/shunt.bpf.c.
+//
+// Open() either makes the kernel side, as one transaction, or adopts what an
+// earlier agent left pinned; in both cases nothing that runs is disturbed if it
+// fails. Destroying the object leaves everything pinned and working. Not
+// thread-safe.
+#ifndef SHUNT_AGENT_DATAPATH_BPF_DATAPATH_H_
+#define SHUNT_AGENT_DATAPATH_BPF_DATAPATH_H_
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "agent/base/unique_fd.h"
+#include "agent/datapath/datapath.h"
+#include "agent/datapath/pins.h"
+
+struct bpf_program;  // libbpf
+struct sockhash;     // sockhash.skel.h, from bpf/shunt.bpf.c
+struct ring_buffer;  // libbpf
+
+namespace shunt {
+
+struct BpfDatapathOptions {
+  std::string bpffs;              // pin directory
+  uint32_t max_pairs = 65536;     // room in the maps; an adopted map keeps its own size
+  bool rmem_is_charged = true;    // from the behaviour probes
+};
+
+class BpfDatapath : public Datapath {
+ public:
+  // FAILED_PRECONDITION: bpffs missing or read-only, pins damaged or of another
+  // ABI version. ALREADY_EXISTS: another agent. PERMISSION_DENIED: capabilities.
+  static absl::StatusOr<std::unique_ptr<BpfDatapath>> Open(const BpfDatapathOptions& options);
+  ~BpfDatapath() override;
+
+  std::string_view engine() const override { return "sockhash"; }
+  std::vector<PodTarget> Adopted() const override;
+  absl::Status Enrol(const PodTarget& pod) override;
+  absl::Status Retire(const std::string& uid) override;
+  absl::StatusOr<Waiting> LetGo(const std::string& uid) override;
+  absl::Status RemovePins() override;
+  absl::StatusOr<Totals> ReadTotals() override;
+  absl::StatusOr<std::vector<std::pair<std::string, PodCounts>>> ReadPods() override;
+  absl::StatusOr<std::vector<shunt_end_record>> ListEnds() override;
+  std::string UidOf(uint32_t pod_id) const override;
+  absl::Status DrainEvents(const std::function<void(const shunt_event&)>& receive) override;
+  int EventsFd() const override;
+
+ private:
+  struct SkeletonDeleter {
+    void operator()(struct ::sockhash* skeleton) const;
+  };
+  struct RingBufferDeleter {
+    void operator()(struct ::ring_buffer* events) const;
+  };
+  struct AttachedPod {
+    PodTarget target;
+    uint32_t id = 0;
+    bool retired = false;
+    UniqueFd link;
+  };
+
+  BpfDatapath(Pins pins, std::unique_ptr<struct ::sockhash, SkeletonDeleter> skeleton);
+
+  absl::Status CreateKernelSide();
+  absl::Status AdoptKernelSide();
+  absl::Status ReusePinnedMaps();
+  absl::Status AdoptPrograms();
+  absl::Status AdoptLinks();
+  absl::Status OpenEvents();
+
+  absl::Status Attach(const PodTarget& pod);
+  absl::Status WritePolicy(const shunt_policy& policy, uint64_t cgroup_id);
+  // Closes the gates of the pod's ends that `policy` does not list, and returns
+  // when no program runs that saw them open.
+  absl::Status CloseGates(const shunt_policy& policy);
+  absl::StatusOr<uint32_t> AllotPodId();
+  absl::Status Detach(const std::string& uid);
+  // Returns when every BPF program that runs now has ended.
+  absl::Status WaitForGrace();
+  // Runs an iterator program over all members; the pod with this id, or all (0).
+  absl::StatusOr<std::vector<shunt_end_record>> RunIterator(const struct ::bpf_program* program,
+                                                            uint32_t pod_id);
+  absl::StatusOr<std::vector<std::pair<shunt_end_key, shunt_end>>> ReadEnds() const;
+  absl::Status ForgetLeftovers(uint32_t pod_id);
+
+  Pins pins_;
+  std::unique_ptr<struct ::sockhash, SkeletonDeleter> skeleton_;
+  std::unique_ptr<struct ::ring_buffer, RingBufferDeleter> events_;
+  UniqueFd sock_ops_;  // the generation that new pods are attached with
+  std::map<std::string, AttachedPod> pods_;
+  std::function<void(const shunt_event&)> receive_;
+};
+
+}  // namespace shunt
+
+#endif  // SHUNT_AGENT_DATAPATH_BPF_DATAPATH_H_
