@@ -111,23 +111,15 @@ void BpfDatapath::RingBufferDeleter::operator()(struct ::ring_buffer* events) co
   ring_buffer__free(events);
 }
 
-BpfDatapath::BpfDatapath(Pins pins, std::unique_ptr<struct ::sockhash, SkeletonDeleter> skeleton)
-    : pins_(std::move(pins)), skeleton_(std::move(skeleton)) {}
+BpfDatapath::BpfDatapath(Pins pins, const BpfDatapathOptions& options)
+    : pins_(std::move(pins)), options_(options) {}
 
 BpfDatapath::~BpfDatapath() = default;
 
 absl::StatusOr<std::unique_ptr<BpfDatapath>> BpfDatapath::Open(const BpfDatapathOptions& options) {
   libbpf_set_print(PrintLibbpf);
   SHUNT_ASSIGN_OR_RETURN(Pins pins, Pins::Open(options.bpffs), "");
-  std::unique_ptr<struct ::sockhash, SkeletonDeleter> skeleton(sockhash__open());
-  if (skeleton == nullptr) {
-    return ErrnoStatus(errno, "opening BPF object");
-  }
-  skeleton->rodata->rmem_is_charged = options.rmem_is_charged;
-  bpf_map__set_max_entries(skeleton->maps.sockets, 2 * options.max_pairs);
-  bpf_map__set_max_entries(skeleton->maps.ends, 2 * options.max_pairs);
-
-  std::unique_ptr<BpfDatapath> datapath(new BpfDatapath(std::move(pins), std::move(skeleton)));
+  std::unique_ptr<BpfDatapath> datapath(new BpfDatapath(std::move(pins), options));
   if (datapath->pins_.Exists()) {
     SHUNT_RETURN_IF_ERROR(datapath->AdoptKernelSide(),
                           absl::StrCat("adopting pins in ", options.bpffs, "/v1"));
@@ -139,12 +131,36 @@ absl::StatusOr<std::unique_ptr<BpfDatapath>> BpfDatapath::Open(const BpfDatapath
   return datapath;
 }
 
-absl::Status BpfDatapath::CreateKernelSide() {
-  if (const int error = sockhash__load(skeleton_.get()); error != 0) {
-    return LoadError(error);
+absl::Status BpfDatapath::Load(bool adopt) {
+  SHUNT_RETURN_IF_ERROR(OpenSkeleton(adopt, /*direct=*/true), "");
+  int error = sockhash__load(skeleton_.get());
+  if (error != 0 && error != -EPERM) {
+    log::Debug("no direct loads in sk_msg on this kernel, using probe reads",
+               {{"reason", "no_rdonly_cast"}});
+    SHUNT_RETURN_IF_ERROR(OpenSkeleton(adopt, /*direct=*/false), "");
+    error = sockhash__load(skeleton_.get());
   }
+  return error == 0 ? absl::OkStatus() : LoadError(error);
+}
+
+absl::Status BpfDatapath::OpenSkeleton(bool adopt, bool direct) {
+  skeleton_.reset(sockhash__open());
+  if (skeleton_ == nullptr) {
+    return ErrnoStatus(errno, "opening BPF object");
+  }
+  skeleton_->rodata->rmem_is_charged = options_.rmem_is_charged;
+  bpf_map__set_max_entries(skeleton_->maps.sockets, 2 * options_.max_pairs);
+  bpf_map__set_max_entries(skeleton_->maps.ends, 2 * options_.max_pairs);
+  bpf_program__set_autoload(skeleton_->progs.shunt_msg_direct, direct);
+  bpf_program__set_autoload(skeleton_->progs.shunt_msg_probe, !direct);
+  msg_program_ = direct ? skeleton_->progs.shunt_msg_direct : skeleton_->progs.shunt_msg_probe;
+  return adopt ? ReusePinnedMaps() : absl::OkStatus();
+}
+
+absl::Status BpfDatapath::CreateKernelSide() {
+  SHUNT_RETURN_IF_ERROR(Load(/*adopt=*/false), "");
   // Sockets copy the program at insertion, so it is there before the first one.
-  if (bpf_prog_attach(bpf_program__fd(skeleton_->progs.shunt_msg),
+  if (bpf_prog_attach(bpf_program__fd(msg_program_),
                       bpf_map__fd(skeleton_->maps.sockets), BPF_SK_MSG_VERDICT, 0) != 0) {
     return ErrnoStatus(errno, "attaching sk_msg program to the sockhash");
   }
@@ -160,17 +176,14 @@ absl::Status BpfDatapath::CreateKernelSide() {
   const int sock_ops = bpf_program__fd(skeleton_->progs.shunt_sock_ops);
   SHUNT_RETURN_IF_ERROR(pins_.PinNew(sock_ops, "progs", kSockOps), "");
   SHUNT_RETURN_IF_ERROR(
-      pins_.PinNew(bpf_program__fd(skeleton_->progs.shunt_msg), "progs", kSkMsg), "");
+      pins_.PinNew(bpf_program__fd(msg_program_), "progs", kSkMsg), "");
   SHUNT_RETURN_IF_ERROR(pins_.PublishNew(), "");
   sock_ops_.Reset(dup(sock_ops));
   return absl::OkStatus();
 }
 
 absl::Status BpfDatapath::AdoptKernelSide() {
-  SHUNT_RETURN_IF_ERROR(ReusePinnedMaps(), "");
-  if (const int error = sockhash__load(skeleton_.get()); error != 0) {
-    return LoadError(error);
-  }
+  SHUNT_RETURN_IF_ERROR(Load(/*adopt=*/true), "");
   SHUNT_RETURN_IF_ERROR(AdoptPrograms(), "");
   return AdoptLinks();
 }
@@ -211,7 +224,7 @@ absl::Status BpfDatapath::ReusePinnedMaps() {
 
 absl::Status BpfDatapath::AdoptPrograms() {
   const int fresh_ops = bpf_program__fd(skeleton_->progs.shunt_sock_ops);
-  const int fresh_msg = bpf_program__fd(skeleton_->progs.shunt_msg);
+  const int fresh_msg = bpf_program__fd(msg_program_);
   SHUNT_ASSIGN_OR_RETURN(UniqueFd pinned_ops, pins_.Get("progs", kSockOps),
                          "pin directory is damaged");
   SHUNT_ASSIGN_OR_RETURN(UniqueFd pinned_msg, pins_.Get("progs", kSkMsg),

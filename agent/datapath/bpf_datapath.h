@@ -68,8 +68,12 @@ class BpfDatapath : public Datapath {
     UniqueFd link;
   };
 
-  BpfDatapath(Pins pins, std::unique_ptr<struct ::sockhash, SkeletonDeleter> skeleton);
+  BpfDatapath(Pins pins, const BpfDatapathOptions& options);
 
+  // Opens the object, on the pinned maps if `adopt`, and loads it with the
+  // quickest form of the sk_msg program that the kernel takes.
+  absl::Status Load(bool adopt);
+  absl::Status OpenSkeleton(bool adopt, bool direct);
   absl::Status CreateKernelSide();
   absl::Status AdoptKernelSide();
   absl::Status ReusePinnedMaps();
@@ -93,6 +97,8 @@ class BpfDatapath : public Datapath {
   absl::Status ForgetLeftovers(uint32_t pod_id);
 
   Pins pins_;
+  BpfDatapathOptions options_;
+  const struct ::bpf_program* msg_program_ = nullptr;  // of skeleton_
   std::unique_ptr<struct ::sockhash, SkeletonDeleter> skeleton_;
   std::unique_ptr<struct ::ring_buffer, RingBufferDeleter> events_;
   UniqueFd sock_ops_;  // the generation that new pods are attached with

@@ -177,4 +177,8 @@ Waiting Reconciler::StillWaiting() const {
   return sum;
 }
 
+std::vector<std::pair<std::string, Waiting>> Reconciler::WaitingPods() const {
+  return {leaving_.begin(), leaving_.end()};
+}
+
 }  // namespace shunt

@@ -10,6 +10,7 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "agent/datapath/datapath.h"
@@ -42,8 +43,9 @@ class Reconciler {
   Milliseconds Step();
 
   std::vector<PodStanding> Standings() const;
-  // What the pods that are leaving wait for, summed.
+  // What the pods that are leaving wait for: summed, and by uid.
   Waiting StillWaiting() const;
+  std::vector<std::pair<std::string, Waiting>> WaitingPods() const;
   // Attached pods, leaving ones included.
   size_t AttachedCount() const { return attached_.size(); }
   // Has the desired state been applied once?

@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "agent/observe/event_log.h"
+
+#include <utility>
+
+#include "agent/pair/exits.h"
+
+namespace shunt {
+namespace {
+
+EventLog::Line MakeLine(const shunt_event& event, log::Level level, std::string_view message,
+                        uint64_t suppressed, const EventLog::UidOf& uid_of) {
+  log::Fields fields = {
+      {"pod_uid", uid_of(event.pod)},
+      {"reason", std::string(ExitReason(event.reason))},
+      {"detail", std::string(ExitText(event.reason))},
+      {"role", event.key.role == SHUNT_CLIENT ? "client" : "server"},
+      {"local_port", event.local_port},
+      {"remote_port", event.remote_port},
+  };
+  if (event.kind == SHUNT_EVENT_LEFT) {
+    fields["redirected_bytes"] = event.redirected_bytes;
+  }
+  if (suppressed > 0) {
+    fields["suppressed"] = suppressed;
+  }
+  return {level, std::string(message), std::move(fields)};
+}
+
+}  // namespace
+
+std::optional<uint64_t> EventLog::PassQuiet(const shunt_event& event) {
+  const Clock::time_point now = now_();
+  const auto key = std::make_tuple(event.pod, event.kind, event.reason);
+  if (quiet_.size() >= kRemembered && quiet_.count(key) == 0) {
+    quiet_.clear();
+  }
+  auto [place, first] = quiet_.try_emplace(key, Quiet{now + kQuiet, 0});
+  if (first) {
+    return 0;
+  }
+  Quiet& quiet = place->second;
+  if (now < quiet.until) {
+    ++quiet.suppressed;
+    return std::nullopt;
+  }
+  quiet.until = now + kQuiet;
+  return std::exchange(quiet.suppressed, 0);
+}
+
+std::optional<EventLog::Verdict> EventLog::Judge(const shunt_event& event) {
+  switch (event.kind) {
+    case SHUNT_EVENT_PAIR_MADE:
+      if (accelerated_.size() >= kRemembered) {
+        accelerated_.clear();
+      }
+      if (accelerated_.insert(event.pod).second) {
+        return Verdict{log::Level::kInfo, "pod accelerated: first pair"};
+      }
+      return Verdict{log::Level::kDebug, "pair made"};
+    case SHUNT_EVENT_LEFT:
+      return Verdict{log::Level::kDebug, "end left"};
+    case SHUNT_EVENT_REFUSED:
+    case SHUNT_EVENT_HAZARD:
+      break;
+    default:
+      return Verdict{log::Level::kDebug, "event of a kind that this agent does not know"};
+  }
+  if (ClassOf(event.reason) == ExitClass::kPlain) {
+    // Its port was taken out of the policy between SYN and ESTABLISHED.
+    return Verdict{log::Level::kDebug, "connection not enrolled"};
+  }
+  const std::optional<uint64_t> suppressed = PassQuiet(event);
+  if (!suppressed.has_value()) {
+    return std::nullopt;
+  }
+  return Verdict{log::Level::kWarning,
+                 event.kind == SHUNT_EVENT_REFUSED ? "connection refused: it stays on TCP"
+                                                   : "hazard: connection goes back to TCP",
+                 *suppressed};
+}
+
+std::optional<EventLog::Line> EventLog::Render(const shunt_event& event, const UidOf& uid_of) {
+  const std::optional<Verdict> verdict = Judge(event);
+  if (!verdict.has_value()) {
+    return std::nullopt;
+  }
+  return MakeLine(event, verdict->level, verdict->message, verdict->suppressed, uid_of);
+}
+
+void EventLog::Write(const shunt_event& event, const UidOf& uid_of) {
+  const std::optional<Verdict> verdict = Judge(event);
+  if (!verdict.has_value() || !log::Enabled(verdict->level)) {
+    return;
+  }
+  const Line line = MakeLine(event, verdict->level, verdict->message, verdict->suppressed, uid_of);
+  log::Write(line.level, line.message, line.fields);
+}
+
+}  // namespace shunt
