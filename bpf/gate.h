@@ -15,6 +15,11 @@
  * Why it bounds memory. The kernel lets a redirect grow the peer's queue
  * without end. Here a message is refused once the peer holds peer_limit
  * unread bytes; TCP's own back-pressure then does the rest.
+ *
+ * Why it goes by TCP now and then. conntrack forgets a connection on which it
+ * sees no packet for nf_conntrack_tcp_timeout_established (5 days; many nodes
+ * set a day). Behind REDIRECT the FIN would then not be translated and the
+ * peer never see the end. One message per SHUNT_TCP_IDLE_SECONDS prevents it.
  */
 #ifndef SHUNT_BPF_GATE_H
 #define SHUNT_BPF_GATE_H
@@ -25,11 +30,17 @@
 #define SHUNT_INLINE static inline __attribute__((always_inline))
 #endif
 
+#define SHUNT_TCP_IDLE_SECONDS 1800 /* a small message is sent by TCP after this */
+#define SHUNT_TCP_IDLE_LIMIT (2 * SHUNT_TCP_IDLE_SECONDS) /* any message */
+#define SHUNT_SMALL_MESSAGE 512 /* bytes */
+
 struct shunt_gate_view {
 	/* The sender, under its own socket lock: exact. */
 	__u32 own_write_seq;
 	__u32 own_sendable; /* ESTABLISHED or CLOSE_WAIT, SHUT_WR not done */
-	__u32 gate_closed; /* this pair, or everything, is leaving */
+	__u32 gate_closed; /* this pair is leaving */
+	__u32 message_bytes;
+	__u32 tcp_idle_seconds; /* since a message of mine went by TCP */
 
 	/*
 	 * The peer, read without its lock. Its slab is SLAB_TYPESAFE_BY_RCU:
@@ -41,6 +52,7 @@ struct shunt_gate_view {
 	__u64 peer_cookie_before;
 	__u64 peer_cookie_after;
 	__u32 peer_receiving; /* can take data, receiving side not shut */
+	__s32 peer_low_water; /* SO_RCVLOWAT, which psock ignores and TCP honours */
 	__u32 peer_copied_seq; /* next byte of mine that it will read by TCP */
 	__u32 peer_unread; /* bytes it holds unread */
 	__u32 peer_limit; /* bytes it may hold: its receive buffer */
@@ -61,12 +73,18 @@ SHUNT_INLINE enum shunt_exit shunt_gate(const struct shunt_gate_view *view)
 		return SHUNT_EXIT_MSG_PEER_CHANGED;
 	if (!view->peer_receiving)
 		return SHUNT_EXIT_MSG_PEER_CLOSED;
+	if (view->peer_low_water > 1)
+		return SHUNT_EXIT_MSG_LOW_WATER;
 	if (view->peer_copied_seq != view->own_write_seq)
 		return SHUNT_EXIT_MSG_TCP_UNREAD;
 	if (view->peer_unread >= view->peer_limit)
 		return SHUNT_EXIT_MSG_BACK_PRESSURE;
 	if (view->memory_pressure)
 		return SHUNT_EXIT_MSG_MEMORY_PRESSURE;
+	if (view->tcp_idle_seconds >= SHUNT_TCP_IDLE_LIMIT ||
+	    (view->tcp_idle_seconds >= SHUNT_TCP_IDLE_SECONDS &&
+	     view->message_bytes <= SHUNT_SMALL_MESSAGE))
+		return SHUNT_EXIT_MSG_REFRESH;
 	return SHUNT_EXIT_REDIRECTED;
 }
 
@@ -77,21 +95,27 @@ SHUNT_INLINE enum shunt_exit shunt_gate(const struct shunt_gate_view *view)
  * gate towards it any more, nobody is between gate and queue, and nothing is
  * unread.
  *
- * In flight is seen by the reference that sk_psock_msg_verdict() takes on the
- * peer and that is dropped after queueing: beyond the references accounted for,
- * none. All are read without locks while timers come and go. A reference too
- * many only delays. Too few would need a timer to end and be armed again around
- * the one load of the count; so the caller counts timers before and after and
- * takes the smaller number, and wants SHUNT_QUIET_LOOKS looks in a row.
+ * In flight is seen by two references that its sender holds from before the
+ * gate until after the queue: on its own psock (tcp_bpf_sendmsg), and from the
+ * gate on on the receiver's socket (sk_psock_msg_verdict). So none is in flight
+ * - exactly: if the other end's psock has only the map's reference (its sender
+ *   is in no call), or this socket has only its own and its psock's;
+ * - very probably: if this socket has no more than those and one per armed
+ *   timer. sk_reset_timer() arms first and takes the reference after, so a look
+ *   in between counts one too few; such looks must come SHUNT_QUIET_LOOKS times
+ *   in a row, milliseconds apart. Needed where a reader is blocked at the other
+ *   end and this end has keepalive on: both exact signs are absent for ever.
+ * The references must be read before the queue: a message that is queued after
+ * the look at the queue must have been in flight at the look at references.
  */
-#define SHUNT_QUIET_LOOKS 2
+#define SHUNT_QUIET_LOOKS 32
 
 struct shunt_leave_view {
 	__u32 own_gate_closed;
 	__u32 peer_gate_closed; /* or the peer is not enrolled any more */
 	__u32 queue_empty;
 	__s32 references; /* sk_refcnt */
-	__s32 accounted; /* the socket's own, the psock's, one per armed timer */
+	__s32 accounted; /* those that are no message in flight */
 };
 
 SHUNT_INLINE int shunt_may_leave(const struct shunt_leave_view *view)

@@ -59,6 +59,7 @@ struct sock {
 		atomic_t rmem_alloc;
 	} sk_backlog;
 	int sk_rcvbuf;
+	int sk_rcvlowat;
 	unsigned char sk_shutdown;
 	int sk_err;
 	void *sk_user_data;
@@ -95,6 +96,7 @@ struct bpf_sock_ops_kern {
 
 struct sk_psock {
 	struct list_head ingress_msg;
+	refcount_t refcnt;
 };
 
 struct seq_file;

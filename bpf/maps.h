@@ -11,16 +11,18 @@
 
 #include "kmod/uapi/shunt.h"
 
-/* What an enrolled socket knows of itself and its peer; lives and dies with it. */
+/* What an enrolled socket knows of itself and its peer; lives and dies with it.
+ * Part of the ABI too: the next agent's programs read it. */
 struct shunt_socket_state {
 	struct shunt_end_key self;
 	__u64 peer_tcp_sock; /* 0: not looked up yet */
 	__u64 peer_cookie;
 	__u64 redirected_bytes;
+	__u64 last_tcp_ns; /* when a message of this end last went by TCP, or it joined */
 	__u32 pod;
 	__u32 joined; /* its key is in the sockhash */
 	__u32 gate_closed;
-	__u32 quiet_looks; /* times in a row that it was found free to leave */
+	__u32 quiet_looks; /* looks in a row at which it probably could leave */
 };
 
 /* The sockets themselves. Only a socket's own sock_ops run inserts it. */

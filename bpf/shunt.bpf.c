@@ -29,6 +29,7 @@ char LICENSE[] SEC("license") = "GPL";
 #define RCV_SHUTDOWN 1
 #define SEND_SHUTDOWN 2
 #define SHUTDOWN_MASK 3
+#define NANOSECONDS 1000000000ULL
 #define E2BIG 7
 #define EBUSY 16
 #define EEXIST 17
@@ -139,7 +140,7 @@ static __always_inline __u32 join(struct bpf_sock_ops *ops, struct bpf_sock *sk,
 	struct shunt_end end = {
 		.tcp_sock = (__u64)tp,
 		.socket_cookie = bpf_get_socket_cookie(ops),
-		.joined_ns = bpf_ktime_get_ns(),
+		.joined_ns = bpf_ktime_get_coarse_ns(),
 		.pod = pod,
 		.uid = kernel_sk->sk_uid.val,
 		.local_port = ops->local_port,
@@ -151,7 +152,12 @@ static __always_inline __u32 join(struct bpf_sock_ops *ops, struct bpf_sock *sk,
 		return refusal_of(error);
 
 	/* All before the insert: from then on the sk_msg program may run. */
-	*state = (struct shunt_socket_state){ .self = *key, .pod = pod, .joined = 1 };
+	*state = (struct shunt_socket_state){
+		.self = *key,
+		.last_tcp_ns = end.joined_ns,
+		.pod = pod,
+		.joined = 1,
+	};
 	error = bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags |
 						       BPF_SOCK_OPS_STATE_CB_FLAG);
 	if (!error)
@@ -326,10 +332,15 @@ int shunt_sock_ops(struct bpf_sock_ops *ops)
 #define RECEIVING_STATES \
 	((1 << BPF_TCP_ESTABLISHED) | (1 << BPF_TCP_FIN_WAIT1) | (1 << BPF_TCP_FIN_WAIT2))
 
-static __always_inline bool queue_is_empty(struct sock *sk)
+static __always_inline struct sk_psock *psock_of(struct sock *sk)
 {
 	/* SK_USER_DATA_* flags live in the low bits of the pointer. */
-	struct sk_psock *psock = (void *)((__u64)BPF_CORE_READ(sk, sk_user_data) & ~7ULL);
+	return (void *)((__u64)BPF_CORE_READ(sk, sk_user_data) & ~7ULL);
+}
+
+static __always_inline bool queue_is_empty(struct sock *sk)
+{
+	struct sk_psock *psock = psock_of(sk);
 	if (!psock)
 		return true;
 	return (__u64)BPF_CORE_READ(psock, ingress_msg.next) ==
@@ -357,6 +368,7 @@ static __always_inline void look_directly(struct shunt_gate_view *view, __u64 pe
 	view->peer_receiving =
 		((1 << LOAD_ONCE(sk->__sk_common.skc_state)) & RECEIVING_STATES) &&
 		!(LOAD_ONCE(sk->sk_shutdown) & RCV_SHUTDOWN);
+	view->peer_low_water = LOAD_ONCE(sk->sk_rcvlowat);
 	view->peer_copied_seq = LOAD_ONCE(tp->copied_seq);
 	view->peer_unread = unread_of(sk, LOAD_ONCE(sk->sk_backlog.rmem_alloc.counter));
 	view->peer_limit = LOAD_ONCE(sk->sk_rcvbuf);
@@ -372,6 +384,7 @@ static __always_inline void look_by_probe(struct shunt_gate_view *view, __u64 pe
 	view->peer_receiving =
 		((1 << BPF_CORE_READ(sk, __sk_common.skc_state)) & RECEIVING_STATES) &&
 		!(BPF_CORE_READ(sk, sk_shutdown) & RCV_SHUTDOWN);
+	view->peer_low_water = BPF_CORE_READ(sk, sk_rcvlowat);
 	view->peer_copied_seq = BPF_CORE_READ(tp, copied_seq);
 	view->peer_unread = unread_of(sk, BPF_CORE_READ(sk, sk_backlog.rmem_alloc.counter));
 	view->peer_limit = BPF_CORE_READ(sk, sk_rcvbuf);
@@ -398,12 +411,15 @@ static __always_inline int pass_or_redirect(struct sk_msg_md *msg, const bool di
 	}
 
 	struct sock *own = (struct sock *)tp;
+	__u64 now_ns = bpf_ktime_get_coarse_ns();
 	struct shunt_gate_view view = {
 		.own_write_seq = tp->write_seq,
 		.own_sendable = (sk->state == BPF_TCP_ESTABLISHED ||
 				 sk->state == BPF_TCP_CLOSE_WAIT) &&
 				!(own->sk_shutdown & SEND_SHUTDOWN),
 		.gate_closed = state->gate_closed,
+		.message_bytes = msg->size,
+		.tcp_idle_seconds = (now_ns - state->last_tcp_ns) / NANOSECONDS,
 		.peer_known = state->peer_tcp_sock != 0,
 		.peer_cookie_expected = state->peer_cookie,
 		.memory_pressure = *own->__sk_common.skc_prot->memory_pressure != 0,
@@ -422,6 +438,8 @@ static __always_inline int pass_or_redirect(struct sk_msg_md *msg, const bool di
 	if (exit == SHUNT_EXIT_REDIRECTED) {
 		state->redirected_bytes += msg->size;
 		count_redirected(msg->size);
+	} else {
+		state->last_tcp_ns = now_ns;
 	}
 	return SK_PASS;
 }
@@ -499,6 +517,9 @@ int shunt_close_gates(struct bpf_iter__sockmap *ctx)
 		self.role == SHUNT_SERVER ? end : bpf_map_lookup_elem(&ends, &peer);
 	if (server && shunt_policy_lists(&keep, server->local_port))
 		return 0;
+	/* Its server is about to join, or not, under the same policy. */
+	if (!server && keep.mode == SHUNT_MODE_ENROL)
+		return 0;
 	state->gate_closed = 1;
 	if (end)
 		end->gate_closed = 1;
@@ -515,6 +536,31 @@ static __always_inline __s32 armed_timers(struct sock *sk)
 
 /* The socket's own reference and the psock's. */
 #define RESTING_REFERENCES 2
+/* The sockhash's. */
+#define RESTING_PSOCK_REFERENCES 1
+
+/* What the other end of a leaving end is doing. Its address is good only if the
+ * cookie is the same before and after; otherwise nothing is known: both false. */
+struct other_end {
+	bool in_no_call; /* no thread is in its sendmsg (nor recvmsg) */
+	bool sends_no_more;
+};
+
+static __always_inline struct other_end look_at_other_end(const struct shunt_end *end)
+{
+	struct sock *sk = (void *)end->tcp_sock;
+	struct sk_psock *psock = psock_of(sk);
+	__u64 before = BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
+	struct other_end seen = {
+		.in_no_call = psock && BPF_CORE_READ(psock, refcnt.refs.counter) ==
+					       RESTING_PSOCK_REFERENCES,
+		.sends_no_more = BPF_CORE_READ(sk, sk_shutdown) & SEND_SHUTDOWN,
+	};
+	__u64 after = BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
+	if (before != end->socket_cookie || after != end->socket_cookie)
+		seen = (struct other_end){};
+	return seen;
+}
 
 /* Of the targeted ends whose gate is closed: deletes the key of each that may
  * leave. Records all of them. */
@@ -529,20 +575,29 @@ int shunt_let_go(struct bpf_iter__sockmap *ctx)
 	struct shunt_end_key peer_key = shunt_end_key_peer(self);
 	struct shunt_end *end = bpf_map_lookup_elem(&ends, &self);
 	struct shunt_end *peer = bpf_map_lookup_elem(&ends, &peer_key);
+	struct other_end other = {};
+	if (peer)
+		other = look_at_other_end(peer);
 
+	/* In this order: see shunt_may_leave(). */
 	__s32 timers_before = armed_timers(sk);
 	__s32 references = BPF_CORE_READ(sk, __sk_common.skc_refcnt.refs.counter);
 	__s32 timers_after = armed_timers(sk);
 	struct shunt_leave_view view = {
 		.own_gate_closed = state->gate_closed,
-		.peer_gate_closed = !peer || peer->gate_closed,
+		.peer_gate_closed = !peer || peer->gate_closed || other.sends_no_more,
 		.queue_empty = queue_is_empty(sk),
 		.references = references,
-		.accounted = RESTING_REFERENCES +
-			     (timers_before < timers_after ? timers_before : timers_after),
+		.accounted = other.in_no_call ? references : RESTING_REFERENCES,
 	};
-	state->quiet_looks = shunt_may_leave(&view) ? state->quiet_looks + 1 : 0;
-	if (state->quiet_looks < SHUNT_QUIET_LOOKS) {
+	bool leaves = shunt_may_leave(&view);
+	if (!leaves) {
+		view.accounted = RESTING_REFERENCES +
+				 (timers_before < timers_after ? timers_before : timers_after);
+		state->quiet_looks = shunt_may_leave(&view) ? state->quiet_looks + 1 : 0;
+		leaves = state->quiet_looks >= SHUNT_QUIET_LOOKS;
+	}
+	if (!leaves) {
 		if (end)
 			put_record(ctx, sk, state, end, false);
 		return 0;

@@ -13,8 +13,7 @@ absl::Status Annotate(const absl::Status& status, std::string_view context) {
   if (status.ok() || context.empty()) {
     return status;
   }
-  return absl::Status(status.code(),
-                      absl::StrCat(std::string(context), ": ", status.message()));
+  return absl::Status(status.code(), absl::StrCat(std::string(context), ": ", status.message()));
 }
 
 absl::Status ErrnoStatus(int error, std::string_view context) {

@@ -32,9 +32,7 @@ constexpr char kSkMsg[] = "sk_msg";
 
 // bpffs forbids dots in names; a pod uid may hold them but never a tilde.
 std::string PinName(const std::string& uid) { return absl::StrReplaceAll(uid, {{".", "~"}}); }
-std::string UidFromPin(const std::string& name) {
-  return absl::StrReplaceAll(name, {{"~", "."}});
-}
+std::string UidFromPin(const std::string& name) { return absl::StrReplaceAll(name, {{"~", "."}}); }
 
 // Maps by pin name: libbpf prefixes the data sections with the object's name.
 std::string PinNameOf(const struct bpf_map* map) {
@@ -93,10 +91,10 @@ absl::Status CheckCgroup(const PodTarget& pod, int fd) {
     return ErrnoStatus(errno, absl::StrCat("checking cgroup ", pod.cgroup));
   }
   if (static_cast<unsigned long>(info.f_type) != CGROUP2_SUPER_MAGIC) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "checking cgroup ", pod.cgroup,
-        ": not a cgroup v2 directory; name the one below the cgroup2 mount (often "
-        "/sys/fs/cgroup, or /sys/fs/cgroup/unified in hybrid mode)"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("checking cgroup ", pod.cgroup,
+                     ": not a cgroup v2 directory; name the one below the cgroup2 mount (often "
+                     "/sys/fs/cgroup, or /sys/fs/cgroup/unified in hybrid mode)"));
   }
   return absl::OkStatus();
 }
@@ -160,8 +158,8 @@ absl::Status BpfDatapath::OpenSkeleton(bool adopt, bool direct) {
 absl::Status BpfDatapath::CreateKernelSide() {
   SHUNT_RETURN_IF_ERROR(Load(/*adopt=*/false), "");
   // Sockets copy the program at insertion, so it is there before the first one.
-  if (bpf_prog_attach(bpf_program__fd(msg_program_),
-                      bpf_map__fd(skeleton_->maps.sockets), BPF_SK_MSG_VERDICT, 0) != 0) {
+  if (bpf_prog_attach(bpf_program__fd(msg_program_), bpf_map__fd(skeleton_->maps.sockets),
+                      BPF_SK_MSG_VERDICT, 0) != 0) {
     return ErrnoStatus(errno, "attaching sk_msg program to the sockhash");
   }
   const struct shunt_meta meta = {.abi_version = SHUNT_ABI_VERSION, .next_pod = 1};
@@ -175,8 +173,7 @@ absl::Status BpfDatapath::CreateKernelSide() {
   }
   const int sock_ops = bpf_program__fd(skeleton_->progs.shunt_sock_ops);
   SHUNT_RETURN_IF_ERROR(pins_.PinNew(sock_ops, "progs", kSockOps), "");
-  SHUNT_RETURN_IF_ERROR(
-      pins_.PinNew(bpf_program__fd(msg_program_), "progs", kSkMsg), "");
+  SHUNT_RETURN_IF_ERROR(pins_.PinNew(bpf_program__fd(msg_program_), "progs", kSkMsg), "");
   SHUNT_RETURN_IF_ERROR(pins_.PublishNew(), "");
   sock_ops_.Reset(dup(sock_ops));
   return absl::OkStatus();
@@ -215,8 +212,15 @@ absl::Status BpfDatapath::ReusePinnedMaps() {
       return absl::FailedPreconditionError(
           absl::StrCat("pin directory is damaged: ", fd.status().message(), kRemedy));
     }
+    const __u32 key_size = bpf_map__key_size(map);
+    const __u32 value_size = bpf_map__value_size(map);
     if (const int error = bpf_map__reuse_fd(map, fd->get()); error != 0) {
       return ErrnoStatus(error, absl::StrCat("reusing pinned map ", name));
+    }
+    if (bpf_map__key_size(map) != key_size || bpf_map__value_size(map) != value_size) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("pin directory is damaged: maps/", name, " has another layout than ABI ",
+                       "version ", SHUNT_ABI_VERSION, kRemedy));
     }
   }
   return absl::OkStatus();
@@ -278,8 +282,7 @@ absl::Status BpfDatapath::AdoptLinks() {
       pod.target.ports.push_back({policy.ranges[i].first, policy.ranges[i].last});
     }
     if (bpf_link_update(link.get(), sock_ops_.get(), nullptr) != 0) {
-      return ErrnoStatus(errno,
-                         absl::StrCat("updating sock_ops program of pod ", pod.target.uid));
+      return ErrnoStatus(errno, absl::StrCat("updating sock_ops program of pod ", pod.target.uid));
     }
     pod.link = std::move(link);
     pods_.emplace(pod.target.uid, std::move(pod));
@@ -315,10 +318,9 @@ std::vector<PodTarget> BpfDatapath::Adopted() const {
 
 absl::Status BpfDatapath::Enrol(const PodTarget& pod) {
   if (pod.ports.size() > SHUNT_MAX_PORT_RANGES) {
-    return absl::InvalidArgumentError(absl::StrCat("enrolling pod ", pod.uid, ": ",
-                                                   pod.ports.size(),
-                                                   " port ranges; allowed: at most ",
-                                                   SHUNT_MAX_PORT_RANGES));
+    return absl::InvalidArgumentError(
+        absl::StrCat("enrolling pod ", pod.uid, ": ", pod.ports.size(),
+                     " port ranges; allowed: at most ", SHUNT_MAX_PORT_RANGES));
   }
   const auto found = pods_.find(pod.uid);
   if (found == pods_.end()) {
@@ -347,8 +349,7 @@ absl::Status BpfDatapath::Attach(const PodTarget& pod) {
   attached.target = pod;
   SHUNT_ASSIGN_OR_RETURN(attached.id, AllotPodId(), "");
   // Until the policy is written the storage is zero, which is SHUNT_MODE_OFF.
-  attached.link.Reset(bpf_link_create(sock_ops_.get(), cgroup.get(), BPF_CGROUP_SOCK_OPS,
-                                      nullptr));
+  attached.link.Reset(bpf_link_create(sock_ops_.get(), cgroup.get(), BPF_CGROUP_SOCK_OPS, nullptr));
   if (!attached.link.valid()) {
     return ErrnoStatus(errno, absl::StrCat("linking sock_ops program to cgroup ", pod.cgroup));
   }
@@ -560,8 +561,8 @@ absl::StatusOr<Totals> BpfDatapath::ReadTotals() {
       totals.exits[exit] += value;
     }
   }
-  if (bpf_map_lookup_elem(bpf_map__fd(skeleton_->maps.redirected_bytes), &kOnly,
-                          values.data()) != 0) {
+  if (bpf_map_lookup_elem(bpf_map__fd(skeleton_->maps.redirected_bytes), &kOnly, values.data()) !=
+      0) {
     return ErrnoStatus(errno, "reading redirected_bytes map");
   }
   for (const uint64_t value : values) {
@@ -587,8 +588,7 @@ absl::StatusOr<std::vector<std::pair<std::string, PodCounts>>> BpfDatapath::Read
   for (const auto& [uid, pod] : pods_) {
     PodCounts& sum = counts[pod.id];
     // No entry yet means nothing has ended yet.
-    if (bpf_map_lookup_elem(bpf_map__fd(skeleton_->maps.pod_totals), &pod.id, values.data()) ==
-        0) {
+    if (bpf_map_lookup_elem(bpf_map__fd(skeleton_->maps.pod_totals), &pod.id, values.data()) == 0) {
       for (const shunt_pod_totals& value : values) {
         sum.pairs_made += value.pairs_made;
         sum.redirected_bytes += value.redirected_bytes;

@@ -29,9 +29,9 @@ struct ring_buffer;  // libbpf
 namespace shunt {
 
 struct BpfDatapathOptions {
-  std::string bpffs;              // pin directory
-  uint32_t max_pairs = 65536;     // room in the maps; an adopted map keeps its own size
-  bool rmem_is_charged = true;    // from the behaviour probes
+  std::string bpffs;            // pin directory
+  uint32_t max_pairs = 65536;   // room in the maps; an adopted map keeps its own size
+  bool rmem_is_charged = true;  // from the behaviour probes
 };
 
 class BpfDatapath : public Datapath {

@@ -23,8 +23,8 @@ namespace shunt {
 // A pod whose cgroup has been found.
 struct PodTarget {
   std::string uid;
-  std::string cgroup;     // directory
-  uint64_t cgroup_id = 0; // its inode: the same path with another id is a new sandbox
+  std::string cgroup;            // directory
+  uint64_t cgroup_id = 0;        // its inode: the same path with another id is a new sandbox
   std::vector<PortRange> ports;  // Normalized()
 
   friend bool operator==(const PodTarget& a, const PodTarget& b) {
@@ -34,8 +34,8 @@ struct PodTarget {
 
 // What still holds a pod, or the node, back from being let go.
 struct Waiting {
-  uint64_t ends = 0;          // members that could not leave yet
-  uint64_t unread_bytes = 0;  // redirected to them and not read
+  uint64_t ends = 0;                       // members that could not leave yet
+  uint64_t unread_bytes = 0;               // redirected to them and not read
   std::vector<shunt_end_record> examples;  // at most a few
 };
 
@@ -49,7 +49,7 @@ struct PodCounts {
 struct Totals {
   ExitCounts exits{};
   uint64_t redirected_bytes = 0;
-  uint64_t ends = 0;           // enrolled sockets
+  uint64_t ends = 0;  // enrolled sockets
   uint64_t ends_capacity = 0;
 };
 

@@ -31,9 +31,9 @@ absl::Status MakeDirectory(const std::string& path) {
   }
   const int error = errno;
   if (error == EROFS) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "making pin directory ", path,
-        ": the file system is read-only; mount the bpffs read-write into the agent"));
+    return absl::FailedPreconditionError(
+        absl::StrCat("making pin directory ", path,
+                     ": the file system is read-only; mount the bpffs read-write into the agent"));
   }
   return ErrnoStatus(error, absl::StrCat("making pin directory ", path));
 }
@@ -171,8 +171,7 @@ absl::StatusOr<std::vector<std::string>> Pins::List(std::string_view kind) const
   const std::string directory = absl::StrCat(live_, "/", std::string(kind));
   std::vector<std::string> names;
   std::error_code error;
-  for (fs::directory_iterator it(directory, error), end; !error && it != end;
-       it.increment(error)) {
+  for (fs::directory_iterator it(directory, error), end; !error && it != end; it.increment(error)) {
     names.push_back(it->path().filename().string());
   }
   if (error) {

@@ -17,11 +17,11 @@ using ExitCounts = std::array<uint64_t, SHUNT_EXIT_COUNT>;
 
 // What kind of thing an exit counts.
 enum class ExitClass {
-  kProgress,    // as wished: announced, joined, paired, redirected, left
-  kPlain,       // a connection that was never to be accelerated
-  kRefused,     // a connection that stays on TCP although its pod is listed
-  kFallback,    // a message that went by TCP although its pair is enrolled
-  kAgent,       // about Shunt itself
+  kProgress,  // as wished: announced, joined, paired, redirected, left
+  kPlain,     // a connection that was never to be accelerated
+  kRefused,   // a connection that stays on TCP although its pod is listed
+  kFallback,  // a message that went by TCP although its pair is enrolled
+  kAgent,     // about Shunt itself
 };
 
 // "back_pressure"; "unknown" past the end.

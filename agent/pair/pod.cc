@@ -29,10 +29,9 @@ std::vector<PortRange> Normalized(std::vector<PortRange> ranges) {
 }
 
 std::string ToString(const PodSpec& pod) {
-  const std::string ports =
-      absl::StrJoin(pod.ports, ",", [](std::string* out, const PortRange& range) {
-        absl::StrAppend(out, ToString(range));
-      });
+  const std::string ports = absl::StrJoin(
+      pod.ports, ",",
+      [](std::string* out, const PortRange& range) { absl::StrAppend(out, ToString(range)); });
   std::string text = absl::StrCat("uid=", pod.uid, " cgroup=", pod.cgroup, " ports=", ports);
   if (pod.proxy_uid.has_value()) {
     absl::StrAppend(&text, " proxyUid=", *pod.proxy_uid);

@@ -27,10 +27,10 @@ struct PortRange {
 std::string ToString(const PortRange& range);
 
 struct PodSpec {
-  std::string uid;                     // unique on the node; names pins
-  std::string cgroup;                  // absolute cgroup v2 directory; empty: find *pod<uid>*
-  std::vector<PortRange> ports;        // server ports after NAT; at most SHUNT_MAX_PORT_RANGES
-  std::optional<uint32_t> proxy_uid;   // tells proxy from app in what is shown
+  std::string uid;                    // unique on the node; names pins
+  std::string cgroup;                 // absolute cgroup v2 directory; empty: find *pod<uid>*
+  std::vector<PortRange> ports;       // server ports after NAT; at most SHUNT_MAX_PORT_RANGES
+  std::optional<uint32_t> proxy_uid;  // tells proxy from app in what is shown
 
   friend bool operator==(const PodSpec& a, const PodSpec& b) {
     return a.uid == b.uid && a.cgroup == b.cgroup && a.ports == b.ports &&

@@ -34,10 +34,9 @@ Plan Diff(const std::vector<PodTarget>& attached, const std::vector<PodTarget>& 
 }
 
 std::string ToString(const Plan& plan) {
-  const std::string enrol = absl::StrJoin(plan.enrol, ", ",
-                                          [](std::string* out, const PodTarget& pod) {
-                                            absl::StrAppend(out, pod.uid);
-                                          });
+  const std::string enrol =
+      absl::StrJoin(plan.enrol, ", ",
+                    [](std::string* out, const PodTarget& pod) { absl::StrAppend(out, pod.uid); });
   return absl::StrCat("enrol ", enrol, "; retire ", absl::StrJoin(plan.retire, ", "));
 }
 

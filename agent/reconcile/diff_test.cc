@@ -27,9 +27,7 @@ TEST(Diff, RetiresWhatIsMissing) {
   EXPECT_THAT(plan.enrol, IsEmpty());
 }
 
-TEST(Diff, EqualSetsNeedNothing) {
-  EXPECT_EQ(Diff({Pod("a")}, {Pod("a")}), Plan{});
-}
+TEST(Diff, EqualSetsNeedNothing) { EXPECT_EQ(Diff({Pod("a")}, {Pod("a")}), Plan{}); }
 
 TEST(Diff, ThePathAloneIsNoChange) {
   PodTarget adopted = Pod("a");

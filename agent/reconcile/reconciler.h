@@ -52,7 +52,7 @@ class Reconciler {
   bool Applied() const { return applied_; }
 
   static constexpr Milliseconds kLeavingLook{2};
-  static constexpr Milliseconds kLeavingLookMax{100};
+  static constexpr Milliseconds kLeavingLookMax{50};
   static constexpr Milliseconds kIdleLook{1000};
 
  private:
@@ -65,9 +65,9 @@ class Reconciler {
   std::vector<PodSpec> desired_;
   bool desired_known_ = false;
   bool applied_ = false;
-  std::map<std::string, PodTarget> attached_;   // as enrolled in the datapath
-  std::map<std::string, Waiting> leaving_;      // pods with closed gates to look after
-  std::set<std::string> retired_;               // of those: the whole pod
+  std::map<std::string, PodTarget> attached_;  // as enrolled in the datapath
+  std::map<std::string, Waiting> leaving_;     // pods with closed gates to look after
+  std::set<std::string> retired_;              // of those: the whole pod
   std::map<std::string, PodStanding> standings_;
   Milliseconds leaving_look_ = kLeavingLook;
 };

@@ -28,9 +28,7 @@ class ReconcilerTest : public ::testing::Test {
   PodSpec Pod(const std::string& uid, uint16_t port = 80) {
     return {uid, root_ + "/" + uid, {{port, port}}, std::nullopt};
   }
-  void MakeCgroup(const std::string& uid) {
-    std::filesystem::create_directory(root_ + "/" + uid);
-  }
+  void MakeCgroup(const std::string& uid) { std::filesystem::create_directory(root_ + "/" + uid); }
   PodStanding StandingOf(const Reconciler& reconciler, const std::string& uid) {
     for (const PodStanding& standing : reconciler.Standings()) {
       if (standing.spec.uid == uid) {

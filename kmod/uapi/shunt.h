@@ -110,9 +110,11 @@ struct shunt_policy {
 	X(MSG_SHUT_DOWN, "shut_down", "sender has shut down or is not connected") \
 	X(MSG_PEER_CHANGED, "peer_changed", "peer's socket is another one now")   \
 	X(MSG_PEER_CLOSED, "peer_closed", "peer has closed its receiving side")   \
+	X(MSG_LOW_WATER, "rcvlowat", "peer waits for more than a byte (SO_RCVLOWAT)")\
 	X(MSG_TCP_UNREAD, "tcp_unread", "bytes sent by TCP are still unread")     \
 	X(MSG_BACK_PRESSURE, "back_pressure", "peer holds a receive buffer's worth unread")\
 	X(MSG_MEMORY_PRESSURE, "memory_pressure", "TCP memory of the node is short")\
+	X(MSG_REFRESH, "refresh", "keeps conntrack from forgetting an active connection")\
 	X(MSG_REDIRECT_FAILED, "redirect_failed", "peer left between check and redirect")\
 	/* iterators of the agent */                                              \
 	X(LEFT_DRAINED, "left_drained", "end left the map with nothing unread")   \

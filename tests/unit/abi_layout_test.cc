@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: Apache-2.0
+// What is pinned outlives who wrote it. A failure here means a new
+// SHUNT_ABI_VERSION, unless it only appended an exit.
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <set>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+extern "C" {
+#include "kmod/uapi/shunt.h"
+}
+
+namespace shunt {
+namespace {
+
+static_assert(SHUNT_ABI_VERSION == 1);
+static_assert(SHUNT_MAX_PORT_RANGES == 32);
+static_assert(SHUNT_CLIENT == 0 && SHUNT_SERVER == 1);
+static_assert(SHUNT_MODE_OFF == 0 && SHUNT_MODE_ENROL == 1);
+static_assert(SHUNT_EVENT_PAIR_MADE == 0 && SHUNT_EVENT_LEFT == 1 && SHUNT_EVENT_REFUSED == 2 &&
+              SHUNT_EVENT_HAZARD == 3);
+
+static_assert(sizeof(shunt_end_key) == 24 && alignof(shunt_end_key) == 8);
+static_assert(offsetof(shunt_end_key, netns_cookie) == 0);
+static_assert(offsetof(shunt_end_key, client_next) == 8);
+static_assert(offsetof(shunt_end_key, server_next) == 12);
+static_assert(offsetof(shunt_end_key, role) == 16);
+static_assert(offsetof(shunt_end_key, zero) == 20);
+
+static_assert(sizeof(shunt_end) == 40 && alignof(shunt_end) == 8);
+static_assert(offsetof(shunt_end, tcp_sock) == 0);
+static_assert(offsetof(shunt_end, socket_cookie) == 8);
+static_assert(offsetof(shunt_end, joined_ns) == 16);
+static_assert(offsetof(shunt_end, pod) == 24);
+static_assert(offsetof(shunt_end, uid) == 28);
+static_assert(offsetof(shunt_end, local_port) == 32);
+static_assert(offsetof(shunt_end, remote_port) == 34);
+static_assert(offsetof(shunt_end, family) == 36);
+static_assert(offsetof(shunt_end, gate_closed) == 38);
+
+static_assert(sizeof(shunt_port_range) == 4 && alignof(shunt_port_range) == 2);
+static_assert(offsetof(shunt_port_range, first) == 0);
+static_assert(offsetof(shunt_port_range, last) == 2);
+
+static_assert(sizeof(shunt_policy) == 144 && alignof(shunt_policy) == 4);
+static_assert(offsetof(shunt_policy, pod) == 0);
+static_assert(offsetof(shunt_policy, mode) == 4);
+static_assert(offsetof(shunt_policy, range_count) == 8);
+static_assert(offsetof(shunt_policy, zero) == 12);
+static_assert(offsetof(shunt_policy, ranges) == 16);
+
+static_assert(sizeof(shunt_pod_totals) == 32 && alignof(shunt_pod_totals) == 8);
+static_assert(offsetof(shunt_pod_totals, pairs_made) == 0);
+static_assert(offsetof(shunt_pod_totals, pairs_ended) == 8);
+static_assert(offsetof(shunt_pod_totals, redirected_bytes) == 16);
+static_assert(offsetof(shunt_pod_totals, refused) == 24);
+
+static_assert(sizeof(shunt_event) == 48 && alignof(shunt_event) == 8);
+static_assert(offsetof(shunt_event, kind) == 0);
+static_assert(offsetof(shunt_event, reason) == 4);
+static_assert(offsetof(shunt_event, key) == 8);
+static_assert(offsetof(shunt_event, redirected_bytes) == 32);
+static_assert(offsetof(shunt_event, pod) == 40);
+static_assert(offsetof(shunt_event, local_port) == 44);
+static_assert(offsetof(shunt_event, remote_port) == 46);
+
+static_assert(sizeof(shunt_end_record) == 80 && alignof(shunt_end_record) == 8);
+static_assert(offsetof(shunt_end_record, key) == 0);
+static_assert(offsetof(shunt_end_record, end) == 24);
+static_assert(offsetof(shunt_end_record, redirected_bytes) == 64);
+static_assert(offsetof(shunt_end_record, unread_bytes) == 72);
+static_assert(offsetof(shunt_end_record, state) == 76);
+static_assert(offsetof(shunt_end_record, drained) == 78);
+
+static_assert(sizeof(shunt_meta) == 8 && alignof(shunt_meta) == 4);
+static_assert(offsetof(shunt_meta, abi_version) == 0);
+static_assert(offsetof(shunt_meta, next_pod) == 4);
+
+// Every bit of every struct belongs to a field: no padding that the compiler
+// would fill with what happens to be there.
+static_assert(std::has_unique_object_representations_v<shunt_end_key>);
+static_assert(std::has_unique_object_representations_v<shunt_end>);
+static_assert(std::has_unique_object_representations_v<shunt_policy>);
+static_assert(std::has_unique_object_representations_v<shunt_pod_totals>);
+static_assert(std::has_unique_object_representations_v<shunt_event>);
+static_assert(std::has_unique_object_representations_v<shunt_end_record>);
+static_assert(std::has_unique_object_representations_v<shunt_meta>);
+
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the images below are little-endian");
+
+template <typename Struct>
+std::string Image(const Struct& value) {
+  static constexpr char kDigits[] = "0123456789abcdef";
+  unsigned char bytes[sizeof(value)];
+  memcpy(bytes, &value, sizeof(value));
+  std::string hex;
+  for (size_t i = 0; i < sizeof(bytes); ++i) {
+    if (i != 0 && i % 8 == 0) hex += ' ';
+    hex += kDigits[bytes[i] >> 4];
+    hex += kDigits[bytes[i] & 15];
+  }
+  return hex;
+}
+
+shunt_end_key FilledKey() {
+  shunt_end_key key = {};
+  key.netns_cookie = 0x0807060504030201;
+  key.client_next = 0x0c0b0a09;
+  key.server_next = 0x100f0e0d;
+  key.role = SHUNT_SERVER;
+  return key;
+}
+
+shunt_end FilledEnd() {
+  shunt_end end = {};
+  end.tcp_sock = 0xffff888812345678;
+  end.socket_cookie = 0x2827262524232221;
+  end.joined_ns = 0x3837363534333231;
+  end.pod = 0x44434241;
+  end.uid = 1337;
+  end.local_port = 8080;
+  end.remote_port = 0x5251;
+  end.family = 10;
+  end.gate_closed = 1;
+  return end;
+}
+
+constexpr char kKeyImage[] = "0102030405060708 090a0b0c0d0e0f10 0100000000000000";
+constexpr char kEndImage[] =
+    "785634128888ffff 2122232425262728 3132333435363738 4142434439050000 901f51520a000100";
+
+TEST(AbiImage, EndKey) { EXPECT_EQ(Image(FilledKey()), kKeyImage); }
+
+TEST(AbiImage, End) { EXPECT_EQ(Image(FilledEnd()), kEndImage); }
+
+TEST(AbiImage, Policy) {
+  shunt_policy policy = {};
+  policy.pod = 0x04030201;
+  policy.mode = SHUNT_MODE_ENROL;
+  policy.range_count = 2;
+  policy.ranges[0] = {0x1211, 0x1413};
+  policy.ranges[1] = {0x2221, 0x2423};
+  std::string expected = "0102030401000000 0200000000000000 1112131421222324";
+  for (int i = 0; i < 15; ++i) expected += " 0000000000000000";
+  EXPECT_EQ(Image(policy), expected);
+}
+
+TEST(AbiImage, PodTotals) {
+  shunt_pod_totals totals = {};
+  totals.pairs_made = 1;
+  totals.pairs_ended = 2;
+  totals.redirected_bytes = 0x0807060504030201;
+  totals.refused = 4;
+  EXPECT_EQ(Image(totals), "0100000000000000 0200000000000000 0102030405060708 0400000000000000");
+}
+
+TEST(AbiImage, Event) {
+  shunt_event event = {};
+  event.kind = SHUNT_EVENT_REFUSED;
+  event.reason = SHUNT_EXIT_REFUSED_FAST_OPEN;
+  event.key = FilledKey();
+  event.redirected_bytes = 0x1817161514131211;
+  event.pod = 0x24232221;
+  event.local_port = 0x3231;
+  event.remote_port = 0x3433;
+  EXPECT_EQ(Image(event),
+            std::string("0200000008000000 ") + kKeyImage + " 1112131415161718 2122232431323334");
+}
+
+TEST(AbiImage, EndRecord) {
+  shunt_end_record record = {};
+  record.key = FilledKey();
+  record.end = FilledEnd();
+  record.redirected_bytes = 0x1817161514131211;
+  record.unread_bytes = 0x24232221;
+  record.state = 8;
+  record.drained = 1;
+  EXPECT_EQ(Image(record),
+            std::string(kKeyImage) + " " + kEndImage + " 1112131415161718 2122232408000100");
+}
+
+TEST(AbiImage, Meta) {
+  shunt_meta meta = {};
+  meta.abi_version = 0x04030201;
+  meta.next_pod = 0x08070605;
+  EXPECT_EQ(Image(meta), "0102030405060708");
+}
+
+// Counters are found by number in pinned maps: a number keeps its meaning.
+TEST(Exits, KeepTheirNumbers) {
+  EXPECT_EQ(SHUNT_EXIT_ANNOUNCED, 0);
+  EXPECT_EQ(SHUNT_EXIT_CLIENT_JOINED, 2);
+  EXPECT_EQ(SHUNT_EXIT_PAIR_MADE, 4);
+  EXPECT_EQ(SHUNT_EXIT_ORPHAN_RELEASED, 7);
+  EXPECT_EQ(SHUNT_EXIT_REFUSED_FAST_OPEN, 8);
+  EXPECT_EQ(SHUNT_EXIT_REFUSED_ERROR, 14);
+  EXPECT_EQ(SHUNT_EXIT_LEFT_CLOSED, 15);
+  EXPECT_EQ(SHUNT_EXIT_REDIRECTED, 18);
+  EXPECT_EQ(SHUNT_EXIT_MSG_REDIRECT_FAILED, 30);
+  EXPECT_EQ(SHUNT_EXIT_LEFT_DRAINED, 31);
+  EXPECT_EQ(SHUNT_EXIT_EVENT_LOST, 32);
+}
+
+struct ExitText {
+  std::string reason;
+  std::string meaning;
+};
+
+std::vector<ExitText> ExitTexts() {
+  return {
+#define SHUNT_EXIT_TEXT(name, reason, text) {reason, text},
+      SHUNT_EXITS(SHUNT_EXIT_TEXT)
+#undef SHUNT_EXIT_TEXT
+  };
+}
+
+TEST(Exits, EachHasAReasonOfItsOwnAndAMeaning) {
+  const std::vector<ExitText> texts = ExitTexts();
+  ASSERT_EQ(texts.size(), size_t{SHUNT_EXIT_COUNT});
+  std::set<std::string> reasons, meanings;
+  for (const ExitText& text : texts) {
+    EXPECT_FALSE(text.reason.empty());
+    EXPECT_FALSE(text.meaning.empty()) << text.reason;
+    EXPECT_TRUE(reasons.insert(text.reason).second) << text.reason << " is used twice";
+    EXPECT_TRUE(meanings.insert(text.meaning).second) << text.reason << " means nothing new";
+  }
+}
+
+// Reasons are metric label values and words of a JSON schema.
+TEST(Exits, ReasonsAreLowerCaseWords) {
+  for (const ExitText& text : ExitTexts()) {
+    EXPECT_EQ(text.reason.find_first_not_of("abcdefghijklmnopqrstuvwxyz_"), std::string::npos)
+        << text.reason;
+  }
+}
+
+}  // namespace
+}  // namespace shunt
