@@ -28,21 +28,12 @@ namespace {
 using Milliseconds = std::chrono::milliseconds;
 
 constexpr Milliseconds kDrainReport{100};
+constexpr Milliseconds kDrainHandover{2000};
 
 uint64_t MonotonicNanoseconds() {
   struct timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);
   return static_cast<uint64_t>(now.tv_sec) * 1000000000u + static_cast<uint64_t>(now.tv_nsec);
-}
-
-uint64_t SumOf(const ExitCounts& exits, ExitClass wanted) {
-  uint64_t sum = 0;
-  for (uint32_t exit = 0; exit < exits.size(); ++exit) {
-    if (ClassOf(exit) == wanted) {
-      sum += exits[exit];
-    }
-  }
-  return sum;
 }
 
 }  // namespace
@@ -63,8 +54,7 @@ absl::StatusOr<std::unique_ptr<Agent>> Agent::Create(const AgentOptions& options
   SHUNT_ASSIGN_OR_RETURN(const std::string mount, FindCgroup2Mount(), "");
   agent->resolver_ = std::make_unique<CgroupResolver>(mount);
   // The socket first: it is how a second agent of the same node finds out.
-  SHUNT_ASSIGN_OR_RETURN(agent->admin_,
-                         AdminServer::Create({config.admin_socket}, agent.get()),
+  SHUNT_ASSIGN_OR_RETURN(agent->admin_, AdminServer::Create({config.admin_socket}, agent.get()),
                          "serving the admin socket");
   SHUNT_ASSIGN_OR_RETURN(agent->metrics_, Metrics::Create(config.metrics_address, agent.get()),
                          "serving metrics");
@@ -100,9 +90,9 @@ absl::Status Agent::ChooseEngine(const AgentOptions& options, const AgentConfig&
     datapath_options.rmem_is_charged = report.rmem_is_charged;
     SHUNT_ASSIGN_OR_RETURN(datapath, BpfDatapath::Open(datapath_options), "");
   }
-  log::Info("engine chosen", {{"engine", decision.engine},
-                              {"reason", decision.reason},
-                              {"detail", decision.detail}});
+  log::Info(
+      "engine chosen",
+      {{"engine", decision.engine}, {"reason", decision.reason}, {"detail", decision.detail}});
   std::lock_guard<std::mutex> lock(mutex_);
   decision_ = std::move(decision);
   if (datapath != nullptr) {
@@ -189,9 +179,8 @@ absl::Status Agent::Run() {
   }
   for (;;) {
     const Milliseconds sleep = Pass();
-    struct pollfd waits[] = {{signal_fd.get(), POLLIN, 0},
-                             {wake_.get(), POLLIN, 0},
-                             {events_fd, POLLIN, 0}};
+    struct pollfd waits[] = {
+        {signal_fd.get(), POLLIN, 0}, {wake_.get(), POLLIN, 0}, {events_fd, POLLIN, 0}};
     if (poll(waits, 3, static_cast<int>(sleep.count())) < 0 && errno != EINTR) {
       return ErrnoStatus(errno, "waiting for work");
     }
@@ -231,8 +220,10 @@ absl::StatusOr<NodeStatus> Agent::Status() {
   for (const PodStanding& standing : reconciler_->Standings()) {
     status.pods_enrolling += standing.state == PodState::kEnrolling;
   }
-  status.connections_plain = status.totals.exits[SHUNT_EXIT_SERVER_ALONE] +
-                             SumOf(status.totals.exits, ExitClass::kRefused);
+  // Each connection to a listed port passes its server's callback once.
+  const ExitCounts& exits = status.totals.exits;
+  status.connections_plain = exits[SHUNT_EXIT_SERVER_ALONE] + exits[SHUNT_EXIT_ORPHAN_RELEASED] +
+                             exits[SHUNT_EXIT_REFUSED_FAST_OPEN];
   return status;
 }
 
@@ -241,15 +232,21 @@ absl::StatusOr<std::vector<PodView>> Agent::Pods() {
   std::vector<PodView> views;
   if (datapath_ == nullptr) {
     for (const PodSpec& pod : pods_) {
-      views.push_back({pod, PodState::kObserved, drained_ ? "drained" : decision_.reason,
-                       drained_ ? "" : decision_.detail, {}});
+      views.push_back({pod,
+                       PodState::kObserved,
+                       drained_ ? "drained" : decision_.reason,
+                       drained_ ? "" : decision_.detail,
+                       {}});
     }
     return views;
   }
   SHUNT_ASSIGN_OR_RETURN(const auto counts, datapath_->ReadPods(), "reading pods");
   for (PodStanding& standing : reconciler_->Standings()) {
-    PodView view{std::move(standing.spec), standing.state, std::move(standing.reason),
-                 std::move(standing.detail), {}};
+    PodView view{std::move(standing.spec),
+                 standing.state,
+                 std::move(standing.reason),
+                 std::move(standing.detail),
+                 {}};
     for (const auto& [uid, count] : counts) {
       if (uid == view.spec.uid) {
         view.counts = count;
@@ -288,11 +285,13 @@ std::vector<ProbeView> Agent::Doctor() {
 }
 
 absl::Status Agent::Drain(const std::function<bool(const DrainProgress&)>& report) {
+  // A drain whose caller gave up ends at its next report.
+  const std::unique_lock<std::timed_mutex> one(drain_mutex_, kDrainHandover);
+  if (!one.owns_lock()) {
+    return absl::FailedPreconditionError("draining: a drain is under way already");
+  }
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    if (draining_ && !drained_) {
-      return absl::FailedPreconditionError("draining: a drain is under way already");
-    }
     draining_ = true;
     if (reconciler_ != nullptr) {
       reconciler_->SetDesired({});
@@ -349,8 +348,8 @@ absl::Status Agent::Drain(const std::function<bool(const DrainProgress&)>& repor
 
 bool Agent::Ready() {
   std::lock_guard<std::mutex> lock(mutex_);
-  return pods_known_ && (reconciler_ == nullptr ? !decision_.engine.empty()
-                                                : reconciler_->Applied());
+  return pods_known_ &&
+         (reconciler_ == nullptr ? !decision_.engine.empty() : reconciler_->Applied());
 }
 
 }  // namespace shunt

@@ -60,7 +60,8 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(1u, 1u << 20));
   app.add_option("--log-level", level, "debug, info, warning or error")
       ->check(CLI::IsMember(kLevels));
-  app.add_option("--log-format", format, "json or text; text on a terminal")->check(CLI::IsMember(kFormats));
+  app.add_option("--log-format", format, "json or text; text on a terminal")
+      ->check(CLI::IsMember(kFormats));
   app.set_version_flag("--version", shunt::kVersion);
   try {
     app.parse(argc, argv);

@@ -13,8 +13,8 @@
  *   the program runs under the sender's socket lock.
  *
  * Why it bounds memory. The kernel lets a redirect grow the peer's queue
- * without end. Here a message is refused once the peer holds peer_limit
- * unread bytes; TCP's own back-pressure then does the rest.
+ * without end. Here a message is refused that would make the peer hold more
+ * than peer_limit unread bytes; TCP's own back-pressure then does the rest.
  *
  * Why it goes by TCP now and then. conntrack forgets a connection on which it
  * sees no packet for nf_conntrack_tcp_timeout_established (5 days; many nodes
@@ -77,7 +77,8 @@ SHUNT_INLINE enum shunt_exit shunt_gate(const struct shunt_gate_view *view)
 		return SHUNT_EXIT_MSG_LOW_WATER;
 	if (view->peer_copied_seq != view->own_write_seq)
 		return SHUNT_EXIT_MSG_TCP_UNREAD;
-	if (view->peer_unread >= view->peer_limit)
+	if (view->peer_unread >= view->peer_limit ||
+	    view->message_bytes > view->peer_limit - view->peer_unread)
 		return SHUNT_EXIT_MSG_BACK_PRESSURE;
 	if (view->memory_pressure)
 		return SHUNT_EXIT_MSG_MEMORY_PRESSURE;

@@ -85,6 +85,30 @@ shunt_policy PolicyOf(uint32_t pod_id, uint32_t mode, const std::vector<PortRang
   return policy;
 }
 
+// Each read() starts its hash bucket anew, so one member may come twice; of its
+// records the last is the one that counts.
+std::vector<shunt_end_record> WithoutRepeats(std::vector<shunt_end_record> records) {
+  const auto before = [](const shunt_end_record& a, const shunt_end_record& b) {
+    return std::memcmp(&a.key, &b.key, sizeof(a.key)) < 0;
+  };
+  const auto same = [](const shunt_end_record& a, const shunt_end_record& b) {
+    return std::memcmp(&a.key, &b.key, sizeof(a.key)) == 0;
+  };
+  std::reverse(records.begin(), records.end());
+  std::stable_sort(records.begin(), records.end(), before);
+  records.erase(std::unique(records.begin(), records.end(), same), records.end());
+  return records;
+}
+
+// Does the new list of ranges, normalized, hold every port of the old one?
+bool Covers(const std::vector<PortRange>& now, const std::vector<PortRange>& then) {
+  return std::all_of(then.begin(), then.end(), [&now](const PortRange& old) {
+    return std::any_of(now.begin(), now.end(), [&old](const PortRange& range) {
+      return range.first <= old.first && old.last <= range.last;
+    });
+  });
+}
+
 absl::Status CheckCgroup(const PodTarget& pod, int fd) {
   struct statfs info;
   if (fstatfs(fd, &info) != 0) {
@@ -214,13 +238,17 @@ absl::Status BpfDatapath::ReusePinnedMaps() {
     }
     const __u32 key_size = bpf_map__key_size(map);
     const __u32 value_size = bpf_map__value_size(map);
+    const __u32 entries = bpf_map__max_entries(map);
+    // Of these the size is part of the layout; of the others it is the agent's choice.
+    const bool fixed_size = bpf_map__type(map) == BPF_MAP_TYPE_PERCPU_ARRAY;
     if (const int error = bpf_map__reuse_fd(map, fd->get()); error != 0) {
       return ErrnoStatus(error, absl::StrCat("reusing pinned map ", name));
     }
-    if (bpf_map__key_size(map) != key_size || bpf_map__value_size(map) != value_size) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("pin directory is damaged: maps/", name, " has another layout than ABI ",
-                       "version ", SHUNT_ABI_VERSION, kRemedy));
+    if (bpf_map__key_size(map) != key_size || bpf_map__value_size(map) != value_size ||
+        (fixed_size && bpf_map__max_entries(map) != entries)) {
+      return absl::FailedPreconditionError(absl::StrCat("pin directory is damaged: maps/", name,
+                                                        " has another layout than ABI ", "version ",
+                                                        SHUNT_ABI_VERSION, kRemedy));
     }
   }
   return absl::OkStatus();
@@ -334,9 +362,10 @@ absl::Status BpfDatapath::Enrol(const PodTarget& pod) {
   const std::string context = absl::StrCat("updating policy of pod ", pod.uid);
   const shunt_policy policy = PolicyOf(found->second.id, SHUNT_MODE_ENROL, pod.ports);
   SHUNT_RETURN_IF_ERROR(WritePolicy(policy, pod.cgroup_id), context);
+  const bool nothing_leaves = Covers(pod.ports, found->second.target.ports);
   found->second.target = pod;
   found->second.retired = false;
-  return Annotate(CloseGates(policy), context);
+  return nothing_leaves ? absl::OkStatus() : Annotate(CloseGates(policy), context);
 }
 
 absl::Status BpfDatapath::Attach(const PodTarget& pod) {
@@ -507,7 +536,7 @@ absl::StatusOr<std::vector<shunt_end_record>> BpfDatapath::RunIterator(
       return ErrnoStatus(errno, context);
     }
     if (got == 0) {
-      return records;
+      return WithoutRepeats(std::move(records));
     }
     bytes.append(chunk, static_cast<size_t>(got));
     const size_t whole = bytes.size() / sizeof(shunt_end_record);

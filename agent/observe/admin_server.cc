@@ -14,6 +14,7 @@
 #include "agent/observe/health.grpc.pb.h"
 #include "agent/observe/socket_name.h"
 #include "agent/pair/exits.h"
+#include "grpc/grpc.h"
 #include "grpcpp/resource_quota.h"
 #include "grpcpp/server.h"
 #include "grpcpp/server_builder.h"
@@ -25,13 +26,23 @@ namespace {
 constexpr size_t kMaxRequestBytes = 1 << 20;
 // A full ListPairs answer is about 2 MiB.
 constexpr size_t kQuotaBytes = 16 << 20;
-// Pollers included. A call holds one thread; a drain holds its one for long.
-constexpr int kMaxThreads = 8;
+// Pollers included. Each call holds one while it runs, a drain for long. Beyond
+// that gRPC refuses calls at once, health checks too: so many more than callers
+// can be expected. They are made when needed.
+constexpr int kMaxThreads = 32;
 constexpr int kMaxStreamsPerConnection = 16;
 constexpr std::chrono::seconds kShutdownGrace{1};
 
 constexpr uint32_t kDefaultPairs = 1000;
 constexpr uint32_t kMaxPairs = 10000;
+
+// The last gRPC object to go shuts the library down, which waits up to ten
+// seconds for a poller (backup poller of its tcp_posix.cc) that a large answer
+// may have started. One reference for ever: the process ends without that.
+void KeepGrpc() {
+  static const bool kept = (grpc_init(), true);
+  static_cast<void>(kept);
+}
 
 grpc::Status ToGrpc(const absl::Status& status) {
   return grpc::Status(static_cast<grpc::StatusCode>(status.code()), std::string(status.message()));
@@ -116,6 +127,12 @@ void Fill(const DrainProgress& from, v1::DrainResponse* to) {
   }
 }
 
+bool IsBusier(const PairView& a, const PairView& b) {
+  const uint64_t a_bytes = a.client_to_server_bytes + a.server_to_client_bytes;
+  const uint64_t b_bytes = b.client_to_server_bytes + b.server_to_client_bytes;
+  return a_bytes != b_bytes ? a_bytes > b_bytes : a.age_seconds > b.age_seconds;
+}
+
 absl::Status NoSuchPod(const std::string& uid) {
   return absl::NotFoundError(absl::StrCat("pod \"", uid,
                                           "\" is not among the pods of this node: "
@@ -193,16 +210,10 @@ class AdminService final : public v1::AdminService::Service {
         }
       }
     }
-    const size_t limit = request->limit() == 0 ? kDefaultPairs
-                                               : std::min<size_t>(request->limit(), kMaxPairs);
+    const size_t limit =
+        request->limit() == 0 ? kDefaultPairs : std::min<size_t>(request->limit(), kMaxPairs);
     const size_t shown = std::min(limit, pairs->size());
-    std::partial_sort(pairs->begin(), pairs->begin() + shown, pairs->end(),
-                      [](const PairView& a, const PairView& b) {
-                        const uint64_t a_bytes = a.client_to_server_bytes + a.server_to_client_bytes;
-                        const uint64_t b_bytes = b.client_to_server_bytes + b.server_to_client_bytes;
-                        return a_bytes != b_bytes ? a_bytes > b_bytes
-                                                  : a.age_seconds > b.age_seconds;
-                      });
+    std::partial_sort(pairs->begin(), pairs->begin() + shown, pairs->end(), IsBusier);
     for (size_t i = 0; i < shown; ++i) {
       Fill((*pairs)[i], response->add_pairs());
     }
@@ -236,11 +247,11 @@ class AdminService final : public v1::AdminService::Service {
       v1::DrainResponse response;
       Fill(progress, &response);
       told_done = progress.done;
-      return writer->Write(response) && !context->IsCancelled() && !stopping_;
+      return writer->Write(response) && !stopping_;
     });
     if (stopping_ && !told_done) {
-      return ToGrpc(absl::AbortedError(
-          "the agent was stopped while it drained: start it and drain again"));
+      return ToGrpc(
+          absl::AbortedError("the agent was stopped while it drained: start it and drain again"));
     }
     if (context->IsCancelled()) {
       return ToGrpc(absl::CancelledError("the caller stopped waiting"));
@@ -289,8 +300,8 @@ class HealthService final : public grpc::health::v1::Health::Service {
                                           : HealthCheckResponse::NOT_SERVING);
       return grpc::Status::OK;
     }
-    return ToGrpc(absl::NotFoundError(absl::StrCat(
-        "service \"", service, "\": there are \"\", \"liveness\" and \"readiness\"")));
+    return ToGrpc(absl::NotFoundError(
+        absl::StrCat("service \"", service, "\": there are \"\", \"liveness\" and \"readiness\"")));
   }
 
  private:
@@ -311,6 +322,7 @@ class AdminServerImpl final : public AdminServer {
   }
 
   absl::Status Start() {
+    KeepGrpc();
     grpc::ResourceQuota quota("admin");
     quota.Resize(kQuotaBytes).SetMaxThreads(kMaxThreads);
     grpc::ServerBuilder builder;
@@ -349,8 +361,7 @@ absl::StatusOr<std::unique_ptr<AdminServer>> AdminServer::Create(const Options& 
   SHUNT_ASSIGN_OR_RETURN(std::unique_ptr<SocketName> name, SocketName::Claim(options.socket),
                          "opening the admin socket");
   auto server = std::make_unique<AdminServerImpl>(std::move(name), view);
-  SHUNT_RETURN_IF_ERROR(server->Start(),
-                        absl::StrCat("serving the admin socket ", options.socket));
+  SHUNT_RETURN_IF_ERROR(server->Start(), absl::StrCat("serving the admin socket ", options.socket));
   return server;
 }
 

@@ -22,6 +22,7 @@ namespace fs = std::filesystem;
 using grpc::health::v1::HealthCheckResponse;
 using std::chrono::milliseconds;
 using std::chrono::seconds;
+using ::testing::AnyOf;
 using ::testing::HasSubstr;
 
 // Bounds every call.
@@ -56,8 +57,7 @@ class AdminServerTest : public ::testing::Test {
     return health_->Check(&context, request, response);
   }
 
-  grpc::Status ListPairs(uint32_t limit, const std::string& uid,
-                         v1::ListPairsResponse* response) {
+  grpc::Status ListPairs(uint32_t limit, const std::string& uid, v1::ListPairsResponse* response) {
     Context context;
     v1::ListPairsRequest request;
     request.set_limit(limit);
@@ -257,10 +257,34 @@ TEST_F(AdminServerTest, FullAnswerFitsIntoWhatClientsTake) {
   EXPECT_EQ(response.total(), 65536u);
 }
 
+TEST_F(AdminServerTest, ManyCallersAtOnceAreAllAnswered) {
+  view_.pairs_take = milliseconds(20);
+  std::vector<std::future<std::string>> callers;
+  for (int caller = 0; caller < 16; ++caller) {
+    callers.push_back(std::async(std::launch::async, [this] {
+      grpc::ChannelArguments own_connection;
+      own_connection.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+      const auto stub = v1::AdminService::NewStub(grpc::CreateCustomChannel(
+          "unix:" + socket_, grpc::InsecureChannelCredentials(), own_connection));
+      std::string failures;
+      for (int call = 0; call < 5; ++call) {
+        Context context;
+        v1::ListPairsResponse response;
+        failures += stub->ListPairs(&context, {}, &response).error_message();
+      }
+      return failures;
+    }));
+  }
+  for (auto& caller : callers) {
+    EXPECT_EQ(caller.get(), "");
+  }
+}
+
 TEST_F(AdminServerTest, OversizedRequestIsRefused) {
   v1::ListPairsResponse response;
-  EXPECT_EQ(ListPairs(0, std::string(2 << 20, 'x'), &response).error_code(),
-            grpc::StatusCode::RESOURCE_EXHAUSTED);
+  const grpc::Status status = ListPairs(0, std::string(2 << 20, 'x'), &response);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_THAT(status.error_message(), HasSubstr("1048576"));
 }
 
 TEST_F(AdminServerTest, DoctorIsPassedOn) {
@@ -364,11 +388,16 @@ TEST_F(AdminServerTest, ShutdownEndsADrain) {
   const auto reader = admin_->Drain(&context, {});
   v1::DrainResponse response;
   ASSERT_TRUE(reader->Read(&response));
+  const auto start = std::chrono::steady_clock::now();
   auto stopped = std::async(std::launch::async, [&] { server_.reset(); });
   while (reader->Read(&response)) {
   }
-  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::ABORTED);
-  EXPECT_EQ(stopped.wait_for(milliseconds(900)), std::future_status::ready);
+  // The connection may be gone before the status is through.
+  EXPECT_THAT(reader->Finish().error_code(),
+              AnyOf(grpc::StatusCode::ABORTED, grpc::StatusCode::UNAVAILABLE));
+  stopped.wait();
+  EXPECT_LT(std::chrono::steady_clock::now() - start, milliseconds(900))
+      << "other calls' time of grace is not for drains";
   EXPECT_EQ(view_.abandoned_drains, 1);
 }
 

@@ -37,8 +37,7 @@ class EventLog {
   static constexpr std::chrono::seconds kQuiet{10};
   static constexpr size_t kRemembered = 4096;
 
-  explicit EventLog(std::function<Clock::time_point()> now = &Clock::now)
-      : now_(std::move(now)) {}
+  explicit EventLog(std::function<Clock::time_point()> now = &Clock::now) : now_(std::move(now)) {}
 
   // The line for `event`; nothing if it falls into a quiet time.
   std::optional<Line> Render(const shunt_event& event, const UidOf& uid_of);

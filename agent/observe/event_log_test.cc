@@ -73,7 +73,11 @@ TEST_F(EventLogTest, RefusalsAreOneLineInTenSecondsWithTheNumberOfOthers) {
   const auto next = Render(refused);
   ASSERT_TRUE(next.has_value());
   EXPECT_EQ(next->fields["suppressed"], 2);
+  now_ += seconds(5);
+  EXPECT_FALSE(Render(refused).has_value());
 
+  now_ += seconds(15);
+  EXPECT_EQ(Render(refused)->fields["suppressed"], 1);
   now_ += seconds(10);
   EXPECT_FALSE(Render(refused)->fields.contains("suppressed"));
 }

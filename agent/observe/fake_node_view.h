@@ -18,7 +18,10 @@ class FakeNodeView : public NodeView {
  public:
   absl::StatusOr<NodeStatus> Status() override { return status; }
   absl::StatusOr<std::vector<PodView>> Pods() override { return pods; }
-  absl::StatusOr<std::vector<PairView>> Pairs() override { return pairs; }
+  absl::StatusOr<std::vector<PairView>> Pairs() override {
+    std::this_thread::sleep_for(pairs_take);
+    return pairs;
+  }
   std::vector<ProbeView> Doctor() override { return probes; }
 
   // Reports drain_steps one after the other, the last one again and again
@@ -44,6 +47,7 @@ class FakeNodeView : public NodeView {
   absl::StatusOr<NodeStatus> status = NodeStatus{};
   absl::StatusOr<std::vector<PodView>> pods = std::vector<PodView>{};
   absl::StatusOr<std::vector<PairView>> pairs = std::vector<PairView>{};
+  std::chrono::milliseconds pairs_take{0};
   std::vector<ProbeView> probes;
   std::vector<DrainProgress> drain_steps;
   absl::Status drain_result;

@@ -95,9 +95,9 @@ void AddExits(const ExitCounts& exits, std::vector<MetricFamily>* families) {
       Family(MetricType::Counter, "shunt_agent_messages_total",
              "Messages sent on enrolled connections: redirected to the peer's socket, or sent by "
              "TCP for a reason.");
-  MetricFamily others = Family(
-      MetricType::Counter, "shunt_agent_exits_total",
-      "Exits of the kernel programs that decide about neither a connection nor a message.");
+  MetricFamily others =
+      Family(MetricType::Counter, "shunt_agent_exits_total",
+             "Exits of the kernel programs that decide about neither a connection nor a message.");
   for (uint32_t exit = 0; exit < SHUNT_EXIT_COUNT; ++exit) {
     const Outcome outcome = OutcomeOf(exit);
     const ClientMetric::Label reason{"reason", std::string(ExitReason(exit))};
@@ -123,8 +123,8 @@ void AddStatus(const NodeStatus& status, std::vector<MetricFamily>* families) {
                              "Bytes handed from socket to socket instead of through TCP.",
                              status.totals.redirected_bytes));
   AddExits(status.totals.exits, families);
-  families->push_back(Single(MetricType::Gauge, "shunt_agent_pairs",
-                             "Connections accelerated now.", status.pairs_live));
+  families->push_back(Single(MetricType::Gauge, "shunt_agent_pairs", "Connections accelerated now.",
+                             status.pairs_live));
   for (const auto& [name, help, value] :
        {std::tuple("shunt_agent_map_entries", "Entries of a kernel map.", status.totals.ends),
         std::tuple("shunt_agent_map_max_entries", "Room of a kernel map.",
@@ -254,9 +254,9 @@ absl::StatusOr<std::unique_ptr<Metrics>> Metrics::Create(const std::string& addr
   }
   auto metrics = absl::WrapUnique(new Metrics(parsed->host, view));
   try {
-    metrics->exposer_ = std::make_unique<prometheus::Exposer>(std::vector<std::string>{
-        "listening_ports", address, "num_threads", kServerThreads, "request_timeout_ms",
-        kRequestTimeoutMs});
+    metrics->exposer_ = std::make_unique<prometheus::Exposer>(
+        std::vector<std::string>{"listening_ports", address, "num_threads", kServerThreads,
+                                 "request_timeout_ms", kRequestTimeoutMs});
   } catch (const std::exception& error) {
     return absl::UnavailableError(absl::StrCat("listening on metrics address ", address, ": ",
                                                error.what(), ": choose another admin.metrics"));

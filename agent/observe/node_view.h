@@ -17,6 +17,7 @@
 #include "agent/datapath/datapath.h"
 #include "agent/pair/pod.h"
 #include "agent/pair/pod_state.h"
+#include "agent/probe/probe.h"
 
 namespace shunt {
 
@@ -31,45 +32,35 @@ struct PodView {
 // Two enrolled ends of one connection.
 struct PairView {
   std::string pod_uid;
-  uint16_t client_port = 0;   // as bound by the client
-  uint16_t server_port = 0;   // as bound by the server: after NAT
-  uint16_t dialed_port = 0;   // what the client connected to: before NAT
-  std::string family;         // "ipv4", "ipv6"
-  std::string direction;      // "app_to_proxy", "proxy_to_app", or "" without proxyUid
+  uint16_t client_port = 0;             // as bound by the client
+  uint16_t server_port = 0;             // as bound by the server: after NAT
+  uint16_t dialed_port = 0;             // what the client connected to: before NAT
+  std::string family;                   // "ipv4", "ipv6"
+  std::string direction;                // "app_to_proxy", "proxy_to_app", or "" without proxyUid
   uint64_t client_to_server_bytes = 0;  // redirected
   uint64_t server_to_client_bytes = 0;
   uint64_t unread_bytes = 0;
   double age_seconds = 0;
-  std::string state;          // "accelerated", "leaving"
+  std::string state;  // "accelerated", "leaving"
 };
 
 struct NodeStatus {
-  std::string engine;         // "sockhash", "kmod", "none"
+  std::string engine;  // "sockhash", "kmod", "none"
   std::string engine_reason;
   std::string version;
   bool draining = false;
-  uint64_t pods = 0;          // wanted
+  uint64_t pods = 0;  // wanted
   uint64_t pods_enrolling = 0;
-  uint64_t pairs_live = 0;    // accelerated now
+  uint64_t pairs_live = 0;         // accelerated now
   uint64_t connections_plain = 0;  // to listed ports, left on TCP, since the maps were made
   Totals totals;
-  std::string config_error;   // why the last reload was refused; empty if it was not
-};
-
-// One behaviour of the running kernel, tried on real sockets.
-struct ProbeView {
-  std::string name;      // "fionread_counts_tcp_bytes"
-  std::string verdict;   // "ok", "degraded", "fatal", "skipped"
-  std::string tried;
-  std::string happened;
-  std::string means;
-  std::string to_do;     // empty when ok
+  std::string config_error;  // why the last reload was refused; empty if it was not
 };
 
 struct DrainProgress {
   bool done = false;
-  uint64_t pods = 0;     // still attached
-  Waiting waiting;       // of all of them
+  uint64_t pods = 0;                                          // still attached
+  Waiting waiting;                                            // of all of them
   std::vector<std::pair<std::string, Waiting>> waiting_pods;  // by uid; a few suffice
 };
 

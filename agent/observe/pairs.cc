@@ -34,8 +34,7 @@ PairView Join(const shunt_end_record& client, const shunt_end_record& server, st
   pair.server_port = server.end.local_port;
   pair.dialed_port = client.end.remote_port;
   // A v4-mapped socket is AF_INET6; its peer may well be AF_INET.
-  pair.family =
-      client.end.family == AF_INET || server.end.family == AF_INET ? "ipv4" : "ipv6";
+  pair.family = client.end.family == AF_INET || server.end.family == AF_INET ? "ipv4" : "ipv6";
   pair.direction = Direction(client.end.uid, server.end.uid, proxy_uid);
   pair.client_to_server_bytes = client.redirected_bytes;
   pair.server_to_client_bytes = server.redirected_bytes;

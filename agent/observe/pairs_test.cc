@@ -80,8 +80,8 @@ TEST(JoinEndsTest, HalvesAndEndsThatHaveLeftAreSkipped) {
 }
 
 TEST(JoinEndsTest, KeepsTheOrderOfClients) {
-  std::vector<shunt_end_record> ends = {Client(9), Client(1), Server(1), Client(5), Server(5),
-                                        Server(9)};
+  std::vector<shunt_end_record> ends = {Client(9), Client(1), Server(1),
+                                        Client(5), Server(5), Server(9)};
   for (shunt_end_record& end : ends) {
     end.end.remote_port = end.key.client_next;
   }

@@ -105,10 +105,9 @@ absl::Status SocketName::Lock() {
       return ErrnoStatus(errno, absl::StrCat("locking the directory of ", path_));
     }
     if (std::chrono::steady_clock::now() >= give_up) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("locking the directory of ", path_, ": another process has held it for ",
-                       kLockPatience.count(),
-                       " ms: find it with lslocks, or choose another directory"));
+      return absl::FailedPreconditionError(absl::StrCat(
+          "locking the directory of ", path_, ": another process has held it for ",
+          kLockPatience.count(), " ms: find it with lslocks, or choose another directory"));
     }
     std::this_thread::sleep_for(kLockLook);
   }
@@ -150,8 +149,8 @@ absl::Status SocketName::MakeNursery() {
   if (mkdirat(directory_.get(), nursery.c_str(), 0700) != 0 && errno != EEXIST) {
     return ErrnoStatus(errno, what);
   }
-  nursery_.Reset(openat(directory_.get(), nursery.c_str(),
-                        O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+  nursery_.Reset(
+      openat(directory_.get(), nursery.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
   struct stat found {};
   if (!nursery_.valid() || fstat(nursery_.get(), &found) != 0) {
     return ErrnoStatus(errno, what);

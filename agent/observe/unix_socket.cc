@@ -18,9 +18,9 @@ absl::Status CheckSocketPath(const std::string& path) {
     return absl::InvalidArgumentError("the path of the socket is empty: give a path");
   }
   if (path.size() > kLongest) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("socket path \"", path, "\" is ", path.size(),
-                     " bytes long, the kernel allows ", kLongest, ": choose a shorter one"));
+    return absl::InvalidArgumentError(absl::StrCat("socket path \"", path, "\" is ", path.size(),
+                                                   " bytes long, the kernel allows ", kLongest,
+                                                   ": choose a shorter one"));
   }
   if (path.find('\0') != std::string::npos) {
     return absl::InvalidArgumentError("the path of the socket contains a zero byte: remove it");

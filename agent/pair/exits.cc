@@ -32,7 +32,6 @@ ExitClass ClassOf(uint32_t exit) {
     case SHUNT_EXIT_SERVER_UNLISTED:
     case SHUNT_EXIT_SERVER_ALONE:
       return ExitClass::kPlain;
-    case SHUNT_EXIT_ORPHAN_RELEASED:
     case SHUNT_EXIT_REFUSED_FAST_OPEN:
     case SHUNT_EXIT_REFUSED_STATE:
     case SHUNT_EXIT_REFUSED_MPTCP:

@@ -6,12 +6,14 @@
 #include <cerrno>
 #include <filesystem>
 #include <fstream>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
 #include "agent/base/status.h"
 
 namespace shunt {
@@ -22,33 +24,40 @@ namespace fs = std::filesystem;
 // kubelet's deepest form is /kubelet.slice/kubelet-kubepods.slice/<class>/<pod>.
 constexpr int kMaxDepth = 6;
 
-// Does the directory belong to this pod itself, not to a container in it?
-bool NamesPod(const std::string& directory, const std::string& marker) {
-  const size_t at = directory.find(marker);
-  if (at == std::string::npos) {
+// Does the directory belong to this pod itself, not to a container in it? As
+// the last word of a name: "kubepods-pod<uid>.slice", not "tripod<uid>".
+bool NamesPod(absl::string_view directory, const std::string& marker) {
+  absl::ConsumeSuffix(&directory, ".slice");
+  if (!absl::ConsumeSuffix(&directory, marker)) {
     return false;
   }
-  const std::string rest = directory.substr(at + marker.size());
-  return rest.empty() || rest == ".slice";
+  return directory.empty() || absl::EndsWith(directory, "-");
 }
 
+// Each directory is read by itself: others vanish under the search, and that
+// must not end it.
 std::string Search(const std::string& mount, const std::string& uid) {
   const std::string dashed = absl::StrCat("pod", uid);
   const std::string underscored = absl::StrCat("pod", absl::StrReplaceAll(uid, {{"-", "_"}}));
-  std::error_code error;
-  fs::recursive_directory_iterator it(mount, fs::directory_options::skip_permission_denied, error);
-  for (; !error && it != fs::recursive_directory_iterator(); it.increment(error)) {
-    std::error_code ignored;
-    if (!it->is_directory(ignored) || it->is_symlink(ignored)) {
-      continue;
+  std::vector<fs::path> level = {mount};
+  for (int depth = 0; depth <= kMaxDepth; ++depth) {
+    std::vector<fs::path> below;
+    for (const fs::path& directory : level) {
+      std::error_code error;
+      fs::directory_iterator it(directory, error);
+      for (; !error && it != fs::directory_iterator(); it.increment(error)) {
+        std::error_code ignored;
+        if (!it->is_directory(ignored) || it->is_symlink(ignored)) {
+          continue;
+        }
+        const std::string name = it->path().filename().string();
+        if (NamesPod(name, dashed) || NamesPod(name, underscored)) {
+          return it->path().string();
+        }
+        below.push_back(it->path());
+      }
     }
-    const std::string name = it->path().filename().string();
-    if (NamesPod(name, dashed) || NamesPod(name, underscored)) {
-      return it->path().string();
-    }
-    if (it.depth() >= kMaxDepth) {
-      it.disable_recursion_pending();
-    }
+    level = std::move(below);
   }
   return "";
 }
@@ -66,8 +75,7 @@ absl::StatusOr<PodTarget> CgroupResolver::Resolve(const PodSpec& pod) const {
   }
   struct stat info;
   if (stat(target.cgroup.c_str(), &info) != 0) {
-    return ErrnoStatus(errno,
-                       absl::StrCat("finding cgroup ", target.cgroup, " of pod ", pod.uid));
+    return ErrnoStatus(errno, absl::StrCat("finding cgroup ", target.cgroup, " of pod ", pod.uid));
   }
   target.cgroup_id = info.st_ino;
   return target;

@@ -73,7 +73,7 @@ struct shunt_policy {
 /*
  * Every exit of every program, one per-CPU counter each. X(NAME, "reason",
  * "what it means"); the reason is what logs, metrics and shuntctl print.
- * Appending is compatible; anything else is a new ABI version.
+ * Any change is a new ABI version: the counters are pinned under these numbers.
  */
 #define SHUNT_EXITS(X)                                                            \
 	/* sock_ops: a handshake seen at its listener */                          \

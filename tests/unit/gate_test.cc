@@ -26,7 +26,7 @@ shunt_gate_view PassingView() {
   view.message_bytes = SHUNT_SMALL_MESSAGE;
   view.tcp_idle_seconds = SHUNT_TCP_IDLE_SECONDS - 1;
   view.peer_copied_seq = 1000;
-  view.peer_unread = 65535;
+  view.peer_unread = 65536 - SHUNT_SMALL_MESSAGE;
   view.peer_limit = 65536;
   return view;
 }
@@ -125,6 +125,7 @@ TEST(Gate, RefreshesWithASmallMessageAndAtLastWithAny) {
   };
   for (const auto& test : cases) {
     shunt_gate_view view = PassingView();
+    view.peer_unread = 0;
     view.tcp_idle_seconds = test.idle_seconds;
     view.message_bytes = test.bytes;
     EXPECT_EQ(shunt_gate(&view), test.exit) << test.idle_seconds << " s, " << test.bytes;
@@ -137,7 +138,8 @@ TEST(Gate, LimitIsWhatThePeerMayHold) {
     uint32_t limit;
     shunt_exit exit;
   } const cases[] = {
-      {0, 1, SHUNT_EXIT_REDIRECTED},
+      {0, 512, SHUNT_EXIT_REDIRECTED},
+      {0, 511, SHUNT_EXIT_MSG_BACK_PRESSURE},  // the message itself is too large
       {0, 0, SHUNT_EXIT_MSG_BACK_PRESSURE},
       {1, 1, SHUNT_EXIT_MSG_BACK_PRESSURE},
       {UINT32_MAX, 6291456, SHUNT_EXIT_MSG_BACK_PRESSURE},  // unread, but who knows how much

@@ -1,0 +1,392 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The probes against the running kernel, whichever it is. What a row says is
+// checked against a second, cruder measurement that shares no code with it.
+#include <bpf/bpf.h>
+#include <linux/capability.h>
+#include <linux/filter.h>
+#include <netinet/in.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <chrono>
+#include <filesystem>
+#include <functional>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "agent/base/unique_fd.h"
+#include "agent/probe/engine_choice.h"
+#include "agent/probe/probe.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace shunt {
+namespace {
+
+using ::testing::AnyOf;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::Not;
+
+// ---- the second measurement ------------------------------------------------
+
+// A sockhash whose program leaves every message to TCP, written by hand.
+class BareSockhash {
+ public:
+  BareSockhash()
+      : map_(bpf_map_create(BPF_MAP_TYPE_SOCKHASH, nullptr, sizeof(__u64), sizeof(__u64), 8,
+                            nullptr)) {
+    const std::array<struct bpf_insn, 2> pass = {{
+        {BPF_ALU64 | BPF_MOV | BPF_K, BPF_REG_0, 0, 0, SK_PASS},
+        {BPF_JMP | BPF_EXIT, 0, 0, 0, 0},
+    }};
+    program_.Reset(
+        bpf_prog_load(BPF_PROG_TYPE_SK_MSG, "bare_pass", "GPL", pass.data(), pass.size(), nullptr));
+    EXPECT_EQ(bpf_prog_attach(program_.get(), map_.get(), BPF_SK_MSG_VERDICT, 0), 0);
+  }
+
+  // 0 or a positive errno. The key is the descriptor.
+  int Enter(int socket) {
+    const __u64 key = static_cast<__u64>(socket);
+    return bpf_map_update_elem(map_.get(), &key, &key, BPF_ANY) == 0 ? 0 : errno;
+  }
+  bool Has(int socket) {
+    const __u64 key = static_cast<__u64>(socket);
+    __u64 value;
+    return bpf_map_lookup_elem(map_.get(), &key, &value) == 0;
+  }
+
+ private:
+  UniqueFd map_;
+  UniqueFd program_;
+};
+
+struct BarePair {
+  UniqueFd listener{socket(AF_INET, SOCK_STREAM, 0)};
+  UniqueFd client{socket(AF_INET, SOCK_STREAM, 0)};
+  UniqueFd server;
+
+  BarePair() {
+    sockaddr_in address = {};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t size = sizeof(address);
+    auto* generic = reinterpret_cast<sockaddr*>(&address);
+    EXPECT_EQ(bind(listener.get(), generic, size), 0);
+    EXPECT_EQ(listen(listener.get(), 1), 0);
+    EXPECT_EQ(getsockname(listener.get(), generic, &size), 0);
+    EXPECT_EQ(connect(client.get(), generic, size), 0);
+    server.Reset(accept(listener.get(), nullptr, nullptr));
+    EXPECT_TRUE(server.valid());
+  }
+};
+
+bool FionreadCountsTcpBytes() {
+  BareSockhash sockhash;
+  BarePair pair;
+  EXPECT_EQ(sockhash.Enter(pair.client.get()), 0);
+  EXPECT_EQ(sockhash.Enter(pair.server.get()), 0);
+  EXPECT_EQ(send(pair.client.get(), "0123456789", 10, 0), 10);
+  char peeked[10];
+  EXPECT_EQ(recv(pair.server.get(), peeked, sizeof(peeked), MSG_PEEK | MSG_WAITALL), 10);
+  int waiting = -1;
+  EXPECT_EQ(ioctl(pair.server.get(), FIONREAD, &waiting), 0);
+  return waiting == 10;
+}
+
+bool ListenersAreRefused() {
+  BareSockhash sockhash;
+  BarePair pair;
+  return sockhash.Enter(pair.listener.get()) != 0;
+}
+
+bool UnconnectedAreRefused() {
+  BareSockhash sockhash;
+  const UniqueFd idle(socket(AF_INET, SOCK_STREAM, 0));
+  return sockhash.Enter(idle.get()) != 0;
+}
+
+bool DisconnectLeaves() {
+  BareSockhash sockhash;
+  BarePair pair;
+  EXPECT_EQ(sockhash.Enter(pair.client.get()), 0);
+  EXPECT_TRUE(sockhash.Has(pair.client.get()));
+  sockaddr unspecified = {};
+  unspecified.sa_family = AF_UNSPEC;
+  EXPECT_EQ(connect(pair.client.get(), &unspecified, sizeof(unspecified)), 0);
+  return !sockhash.Has(pair.client.get());
+}
+
+// The rows of `report` that the second measurement contradicts.
+std::vector<std::string> Contradicted(const ProbeReport& report) {
+  const std::pair<const char*, std::function<bool()>> measured[] = {
+      {"fionread_counts_tcp_bytes", FionreadCountsTcpBytes},
+      {"listen_refused", ListenersAreRefused},
+      {"only_connected_join", UnconnectedAreRefused},
+      {"disconnect_leaves_map", DisconnectLeaves},
+  };
+  std::vector<std::string> contradicted;
+  for (const auto& [name, holds] : measured) {
+    const ProbeView* row = report.Find(name);
+    if (row == nullptr || (row->verdict == kProbeOk) != holds()) {
+      contradicted.push_back(name);
+    }
+  }
+  return contradicted;
+}
+
+// ---- what a run could leave behind -----------------------------------------
+
+std::set<std::string> LinksIn(const std::string& directory) {
+  std::set<std::string> links;
+  for (const auto& entry : std::filesystem::directory_iterator(directory)) {
+    std::error_code error;
+    const std::string target = std::filesystem::read_symlink(entry.path(), error).string();
+    // The listing's own descriptor is gone by now.
+    if (!error) {
+      links.insert(entry.path().filename().string() + " " + target);
+    }
+  }
+  return links;
+}
+
+std::set<std::string> NetworkNamespaces() {
+  std::set<std::string> namespaces;
+  for (const auto& task : std::filesystem::directory_iterator("/proc/self/task")) {
+    namespaces.insert(std::filesystem::read_symlink(task.path() / "ns/net").string());
+  }
+  return namespaces;
+}
+
+std::set<__u32> Ids(int (*next)(__u32, __u32*)) {
+  std::set<__u32> ids;
+  for (__u32 id = 0; next(id, &id) == 0;) {
+    ids.insert(id);
+  }
+  return ids;
+}
+
+// Objects made meanwhile that do not go by themselves. Other programs on this
+// machine come and go too, so each is given time.
+std::set<__u32> Lasting(int (*next)(__u32, __u32*), const std::set<__u32>& before) {
+  std::set<__u32> made;
+  for (const __u32 id : Ids(next)) {
+    if (before.count(id) == 0) {
+      made.insert(id);
+    }
+  }
+  for (int i = 0; i < 100 && !made.empty(); ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    const std::set<__u32> now = Ids(next);
+    std::set<__u32> still;
+    std::set_intersection(made.begin(), made.end(), now.begin(), now.end(),
+                          std::inserter(still, still.end()));
+    made = std::move(still);
+  }
+  return made;
+}
+
+// Only what carries one of the instrument's names is ours to answer for.
+bool IsOurMap(__u32 id) {
+  const UniqueFd fd(bpf_map_get_fd_by_id(id));
+  struct bpf_map_info info = {};
+  __u32 size = sizeof(info);
+  if (!fd.valid() || bpf_obj_get_info_by_fd(fd.get(), &info, &size) != 0) {
+    return false;
+  }
+  const std::set<std::string> names = {"members", "probe_sockets", "policies", "records"};
+  return names.count(info.name) != 0;
+}
+
+bool IsOurProgram(__u32 id) {
+  const UniqueFd fd(bpf_prog_get_fd_by_id(id));
+  struct bpf_prog_info info = {};
+  __u32 size = sizeof(info);
+  return fd.valid() && bpf_obj_get_info_by_fd(fd.get(), &info, &size) == 0 &&
+         std::string(info.name).rfind("probe_", 0) == 0;
+}
+
+// Runs the probes on a thread without these capabilities.
+ProbeReport RunWithout(const std::vector<int>& capabilities) {
+  ProbeReport report;
+  std::thread([&] {
+    __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+    __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3] = {};
+    EXPECT_EQ(syscall(SYS_capget, &header, data), 0);
+    for (const int capability : capabilities) {
+      data[CAP_TO_INDEX(capability)].effective &= ~CAP_TO_MASK(capability);
+    }
+    EXPECT_EQ(syscall(SYS_capset, &header, data), 0);
+    report = RunProbes(ProbeScope::kAll).value();
+  }).join();
+  return report;
+}
+
+class ProbesTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (geteuid() != 0) {
+      GTEST_SKIP() << "needs root: loads BPF programs";
+    }
+  }
+};
+
+TEST_F(ProbesTest, EveryRowSaysWhatWasTriedAndWhatToDo) {
+  const ProbeReport report = RunProbes(ProbeScope::kAll).value();
+  std::set<std::string> names;
+  for (const ProbeView& row : report.rows) {
+    EXPECT_TRUE(names.insert(row.name).second) << row.name << " is there twice";
+    EXPECT_THAT(row.verdict, AnyOf(kProbeOk, kProbeDegraded, kProbeFatal, kProbeSkipped))
+        << row.name;
+    EXPECT_FALSE(row.tried.empty() || row.happened.empty() || row.means.empty()) << row.name;
+    EXPECT_EQ(row.happened.find('\n'), std::string::npos) << row.name << ": " << row.happened;
+    const bool wrong = row.verdict == kProbeDegraded || row.verdict == kProbeFatal;
+    EXPECT_EQ(wrong, !row.to_do.empty()) << row.name << ": " << row.happened;
+  }
+}
+
+// The kernels that Shunt is tested on carry the portable engine.
+TEST_F(ProbesTest, NothingIsFatalHere) {
+  const ProbeReport report = RunProbes(ProbeScope::kAll).value();
+  EXPECT_TRUE(report.scratch_netns);
+  for (const ProbeView& row : report.rows) {
+    EXPECT_NE(row.verdict, kProbeFatal) << row.name << ": " << row.happened;
+  }
+  EXPECT_EQ(Choose(EngineChoice::kAuto, report, false)->engine, "sockhash");
+}
+
+// Whatever the kernel: sockmap's own recvmsg knows nothing of these.
+TEST_F(ProbesTest, SeesWhatNoKernelDoes) {
+  const ProbeReport report = RunProbes(ProbeScope::kAll).value();
+  for (const char* name :
+       {"waitall", "rcvlowat", "zerocopy", "oob", "shutdown_then_send", "tcp_info_counts",
+        "tcp_then_redirect_keeps_order", "delete_keeps_unread", "unread_is_bounded"}) {
+    ASSERT_NE(report.Find(name), nullptr) << name;
+    EXPECT_EQ(report.Find(name)->verdict, kProbeDegraded)
+        << name << ": " << report.Find(name)->happened;
+  }
+}
+
+TEST_F(ProbesTest, AgreesWithASecondMeasurement) {
+  EXPECT_THAT(Contradicted(RunProbes(ProbeScope::kAll).value()), IsEmpty());
+}
+
+// The check above can fail: it does so for every row that says the contrary.
+TEST_F(ProbesTest, ASecondMeasurementContradictsAFalseReport) {
+  ProbeReport report = RunProbes(ProbeScope::kAll).value();
+  for (const char* name : {"fionread_counts_tcp_bytes", "listen_refused", "only_connected_join",
+                           "disconnect_leaves_map"}) {
+    for (ProbeView& row : report.rows) {
+      if (row.name == name) {
+        row.verdict = row.verdict == kProbeOk ? kProbeDegraded : kProbeOk;
+      }
+    }
+  }
+  EXPECT_EQ(Contradicted(report).size(), 4u);
+}
+
+TEST_F(ProbesTest, EssentialRowsAreASubsetInTheSameOrder) {
+  const ProbeReport few = RunProbes(ProbeScope::kEssential).value();
+  const ProbeReport all = RunProbes(ProbeScope::kAll).value();
+  ASSERT_LT(few.rows.size(), all.rows.size());
+  for (size_t i = 0; i < few.rows.size(); ++i) {
+    EXPECT_EQ(few.rows[i].name, all.rows[i].name);
+    EXPECT_EQ(few.rows[i].verdict, all.rows[i].verdict) << few.rows[i].name;
+  }
+  EXPECT_EQ(few.rmem_is_charged, all.rmem_is_charged);
+}
+
+TEST_F(ProbesTest, TwentyRunsAgreeAndLeaveNothingBehind) {
+  const ProbeReport first = RunProbes(ProbeScope::kAll).value();
+  const std::set<std::string> descriptors = LinksIn("/proc/self/fd");
+  const std::set<std::string> namespaces = NetworkNamespaces();
+  const std::set<__u32> maps = Ids(bpf_map_get_next_id);
+  const std::set<__u32> programs = Ids(bpf_prog_get_next_id);
+
+  for (int round = 0; round < 20; ++round) {
+    const ProbeReport report = RunProbes(ProbeScope::kAll).value();
+    ASSERT_EQ(report.rows.size(), first.rows.size());
+    for (size_t i = 0; i < report.rows.size(); ++i) {
+      EXPECT_EQ(report.rows[i].verdict, first.rows[i].verdict)
+          << "round " << round << ", " << report.rows[i].name << ": " << report.rows[i].happened;
+    }
+  }
+
+  EXPECT_EQ(LinksIn("/proc/self/fd"), descriptors);
+  EXPECT_EQ(NetworkNamespaces(), namespaces);
+  for (const __u32 id : Lasting(bpf_map_get_next_id, maps)) {
+    EXPECT_FALSE(IsOurMap(id)) << "map " << id;
+  }
+  for (const __u32 id : Lasting(bpf_prog_get_next_id, programs)) {
+    EXPECT_FALSE(IsOurProgram(id)) << "program " << id;
+  }
+}
+
+// The best of a few: other tests share these CPUs.
+TEST_F(ProbesTest, StartIsNotHeldUp) {
+  const auto best_of_five = [](ProbeScope scope) {
+    auto best = std::chrono::steady_clock::duration::max();
+    for (int i = 0; i < 5; ++i) {
+      const auto start = std::chrono::steady_clock::now();
+      RunProbes(scope).value();
+      best = std::min(best, std::chrono::steady_clock::now() - start);
+    }
+    return best;
+  };
+  EXPECT_LT(best_of_five(ProbeScope::kEssential), std::chrono::milliseconds(300));
+  EXPECT_LT(best_of_five(ProbeScope::kAll), std::chrono::seconds(3));
+}
+
+TEST_F(ProbesTest, TwoRunsAtOnceDoNotDisturbEachOther) {
+  ProbeReport one;
+  ProbeReport other;
+  std::thread thread([&] { one = RunProbes(ProbeScope::kAll).value(); });
+  other = RunProbes(ProbeScope::kAll).value();
+  thread.join();
+  ASSERT_EQ(one.rows.size(), other.rows.size());
+  for (size_t i = 0; i < one.rows.size(); ++i) {
+    EXPECT_EQ(one.rows[i].verdict, other.rows[i].verdict) << one.rows[i].name;
+  }
+}
+
+// An agent in a pod.
+TEST_F(ProbesTest, WithoutSysAdminTheOwnLoopbackServes) {
+  const ProbeReport full = RunProbes(ProbeScope::kAll).value();
+  const ProbeReport report = RunWithout({CAP_SYS_ADMIN});
+  EXPECT_FALSE(report.scratch_netns);
+  EXPECT_THAT(report.Find("programs_load")->happened, HasSubstr("own network namespace"));
+  for (const ProbeView& row : report.rows) {
+    if (row.name != "release_drops_programs" && row.name.find("ipv6") == std::string::npos &&
+        row.name.find("mapped") == std::string::npos) {
+      EXPECT_EQ(row.verdict, full.Find(row.name)->verdict) << row.name << ": " << row.happened;
+    }
+  }
+}
+
+TEST_F(ProbesTest, NamesTheMissingCapability) {
+  const std::pair<int, const char*> needed[] = {
+      {CAP_BPF, "CAP_BPF"}, {CAP_NET_ADMIN, "CAP_NET_ADMIN"}, {CAP_PERFMON, "CAP_PERFMON"}};
+  for (const auto& [capability, name] : needed) {
+    const ProbeReport report = RunWithout({CAP_SYS_ADMIN, capability});
+    const ProbeView* row = report.Find("programs_load");
+    EXPECT_EQ(row->verdict, kProbeFatal) << name;
+    EXPECT_THAT(row->to_do, HasSubstr(name));
+    for (const auto& [held, other] : needed) {
+      if (held != capability) {
+        EXPECT_THAT(row->to_do, Not(HasSubstr(other)));
+      }
+    }
+    EXPECT_EQ(Choose(EngineChoice::kAuto, report, false)->engine, "none");
+  }
+}
+
+}  // namespace
+}  // namespace shunt
