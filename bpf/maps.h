@@ -23,6 +23,7 @@ struct shunt_socket_state {
 	__u32 joined; /* its key is in the sockhash */
 	__u32 gate_closed;
 	__u32 quiet_looks; /* looks in a row at which it probably could leave */
+	__u64 half_closes; /* only ever added to: a barrier, see on_half_close() */
 };
 
 /* The sockets themselves. Only a socket's own sock_ops run inserts it. */

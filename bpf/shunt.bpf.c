@@ -69,6 +69,34 @@ static __always_inline void refuse(struct bpf_sock_ops *ops, __u32 pod, __u32 re
 		   bpf_ntohl(ops->remote_port), 0);
 }
 
+/* ---- what can be seen of a socket ----------------------------------------- */
+
+static __always_inline struct sk_psock *psock_of(struct sock *sk)
+{
+	/* SK_USER_DATA_* flags live in the low bits of the pointer. */
+	return (void *)((__u64)BPF_CORE_READ(sk, sk_user_data) & ~7ULL);
+}
+
+static __always_inline bool queue_is_empty(struct sock *sk)
+{
+	struct sk_psock *psock = psock_of(sk);
+	if (!psock)
+		return true;
+	return (__u64)BPF_CORE_READ(psock, ingress_msg.next) ==
+	       (__u64)psock + bpf_core_field_offset(psock->ingress_msg);
+}
+
+static __always_inline __s32 armed_timers(struct sock *sk)
+{
+	struct inet_connection_sock *icsk = (void *)sk;
+	return (BPF_CORE_READ(sk, sk_timer.entry.pprev) != 0) +
+	       (BPF_CORE_READ(icsk, icsk_retransmit_timer.entry.pprev) != 0) +
+	       (BPF_CORE_READ(icsk, icsk_delack_timer.entry.pprev) != 0);
+}
+
+/* The socket's own reference and the psock's. */
+#define RESTING_REFERENCES 2
+
 /* ---- sock_ops: a SYN at a listener ------------------------------------- */
 
 /*
@@ -273,6 +301,37 @@ static __always_inline void on_close(struct bpf_sock_ops *ops, struct bpf_sock *
 }
 
 /*
+ * The socket will send no more (shutdown(SHUT_WR)) but may read on. It leaves
+ * now if that is free of loss, because a blocked reader of a psock does not
+ * survive the wake-up that the ACK of its FIN causes: tcp_msg_wait_data() waits
+ * once, and recv() would return EAGAIN.
+ *
+ * Free of loss: nothing is queued, and nobody is between the gate and the queue.
+ * inet_shutdown() has stored SEND_SHUTDOWN before this runs, and that closes the
+ * peer's gate; the atomic add is the barrier between that store and the loads
+ * here. Whoever passed before holds a reference. The socket is locked, so its
+ * timers do not move meanwhile and the count is exact.
+ */
+static __always_inline void on_half_close(struct bpf_sock_ops *ops, struct bpf_sock *sk)
+{
+	struct shunt_socket_state *state = bpf_sk_storage_get(&socket_state, sk, 0, 0);
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	if (!state || !state->joined || !tp)
+		return;
+	struct sock *kernel_sk = (struct sock *)tp;
+	if (kernel_sk->sk_shutdown & RCV_SHUTDOWN)
+		return; /* close(): the kernel has taken the key out */
+	__sync_fetch_and_add(&state->half_closes, 1);
+	if (!queue_is_empty(kernel_sk) ||
+	    kernel_sk->__sk_common.skc_refcnt.refs.counter >
+		    RESTING_REFERENCES + armed_timers(kernel_sk))
+		return;
+	struct shunt_end_key key = state->self;
+	bpf_map_delete_elem(&sockets, &key);
+	forget(ops, state, SHUNT_EXIT_LEFT_HALF_CLOSED);
+}
+
+/*
  * The socket starts another life by connect() or listen(). If it is still in
  * the map (closed by a reset, then disconnected: no transition, so on_close did
  * not see it), bytes of the former stream would be read in the new one. Since
@@ -315,6 +374,9 @@ int shunt_sock_ops(struct bpf_sock_ops *ops)
 		sk = ops->sk;
 		if (sk && ops->args[1] == BPF_TCP_CLOSE)
 			on_close(ops, sk);
+		else if (sk && (ops->args[1] == BPF_TCP_FIN_WAIT1 ||
+				ops->args[1] == BPF_TCP_LAST_ACK))
+			on_half_close(ops, sk);
 		return 1;
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
 	case BPF_SOCK_OPS_TCP_LISTEN_CB:
@@ -328,24 +390,8 @@ int shunt_sock_ops(struct bpf_sock_ops *ops)
 
 /* ---- sk_msg: the data path ----------------------------------------------- */
 
-/* ESTABLISHED, or own FIN sent while the other side may still send. */
-#define RECEIVING_STATES \
-	((1 << BPF_TCP_ESTABLISHED) | (1 << BPF_TCP_FIN_WAIT1) | (1 << BPF_TCP_FIN_WAIT2))
-
-static __always_inline struct sk_psock *psock_of(struct sock *sk)
-{
-	/* SK_USER_DATA_* flags live in the low bits of the pointer. */
-	return (void *)((__u64)BPF_CORE_READ(sk, sk_user_data) & ~7ULL);
-}
-
-static __always_inline bool queue_is_empty(struct sock *sk)
-{
-	struct sk_psock *psock = psock_of(sk);
-	if (!psock)
-		return true;
-	return (__u64)BPF_CORE_READ(psock, ingress_msg.next) ==
-	       (__u64)psock + bpf_core_field_offset(psock->ingress_msg);
-}
+/* A peer that has sent its FIN is about to leave, see on_half_close(). */
+#define RECEIVING_STATES (1 << BPF_TCP_ESTABLISHED)
 
 /* Bytes that a socket holds unread, of which `charged` by its sk_rmem_alloc. */
 static __always_inline __u32 unread_of(struct sock *sk, int charged)
@@ -367,7 +413,7 @@ static __always_inline void look_directly(struct shunt_gate_view *view, __u64 pe
 	view->peer_cookie_before = LOAD_ONCE(sk->__sk_common.skc_cookie.counter);
 	view->peer_receiving =
 		((1 << LOAD_ONCE(sk->__sk_common.skc_state)) & RECEIVING_STATES) &&
-		!(LOAD_ONCE(sk->sk_shutdown) & RCV_SHUTDOWN);
+		!LOAD_ONCE(sk->sk_shutdown);
 	view->peer_low_water = LOAD_ONCE(sk->sk_rcvlowat);
 	view->peer_copied_seq = LOAD_ONCE(tp->copied_seq);
 	view->peer_unread = unread_of(sk, LOAD_ONCE(sk->sk_backlog.rmem_alloc.counter));
@@ -383,7 +429,7 @@ static __always_inline void look_by_probe(struct shunt_gate_view *view, __u64 pe
 	view->peer_cookie_before = BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
 	view->peer_receiving =
 		((1 << BPF_CORE_READ(sk, __sk_common.skc_state)) & RECEIVING_STATES) &&
-		!(BPF_CORE_READ(sk, sk_shutdown) & RCV_SHUTDOWN);
+		!BPF_CORE_READ(sk, sk_shutdown);
 	view->peer_low_water = BPF_CORE_READ(sk, sk_rcvlowat);
 	view->peer_copied_seq = BPF_CORE_READ(tp, copied_seq);
 	view->peer_unread = unread_of(sk, BPF_CORE_READ(sk, sk_backlog.rmem_alloc.counter));
@@ -526,16 +572,6 @@ int shunt_close_gates(struct bpf_iter__sockmap *ctx)
 	return 0;
 }
 
-static __always_inline __s32 armed_timers(struct sock *sk)
-{
-	struct inet_connection_sock *icsk = (void *)sk;
-	return (BPF_CORE_READ(sk, sk_timer.entry.pprev) != 0) +
-	       (BPF_CORE_READ(icsk, icsk_retransmit_timer.entry.pprev) != 0) +
-	       (BPF_CORE_READ(icsk, icsk_delack_timer.entry.pprev) != 0);
-}
-
-/* The socket's own reference and the psock's. */
-#define RESTING_REFERENCES 2
 /* The sockhash's. */
 #define RESTING_PSOCK_REFERENCES 1
 

@@ -27,6 +27,8 @@ function(bpf_object name source)
   add_custom_command(
     OUTPUT ${skeleton}
     COMMAND ${BPFTOOL} gen skeleton ${object} name ${name} > ${skeleton}
+    COMMAND sed -i "1i // NOLINTBEGIN" ${skeleton}
+    COMMAND echo "// NOLINTEND" >> ${skeleton}
     DEPENDS ${object}
     COMMENT "BPF skeleton ${name}.skel.h")
   add_custom_target(${name}_skel_files DEPENDS ${skeleton})

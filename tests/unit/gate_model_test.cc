@@ -119,9 +119,9 @@ INSTANTIATE_TEST_SUITE_P(
     All, GateModelHolds,
     testing::Values(
         Scenario{"BothEndsSendAndLeave", Options(3, 2), 780'000, kLeavingExits},
-        Scenario{"QueueHoldsSeveralMessages", WithLimit(Options(3, 2), 5), 1'140'000,
+        Scenario{"QueueHoldsSeveralMessages", WithLimit(Options(3, 2), 5), 1'130'000,
                  kLeavingExits},
-        Scenario{"LongOneWayStream", WithLimit(Options(4, 1), 3), 590'000,
+        Scenario{"LongOneWayStream", WithLimit(Options(4, 1), 3), 570'000,
                  kLeavingExits | Exits(SHUNT_EXIT_MSG_BACK_PRESSURE)},
         Scenario{"LeavesWhileTimersRun",
                  WithTimers(Options(2, 1), Timers::kNoTwoLooksInARowDisturbed), 1'330'000,
