@@ -32,7 +32,7 @@ constexpr int kOk = 0;
 constexpr int kFailed = 1;
 constexpr int kUsageOrNoAgent = 2;
 
-constexpr seconds kPatience{10};
+constexpr seconds kPatience{30};
 constexpr seconds kDoctorPatience{60};  // it tries every behaviour on real sockets
 constexpr seconds kProgressInterval{1};
 constexpr uint32_t kMaxPairs = 10000;  // ListPairsRequest.limit

@@ -4,7 +4,6 @@
 #include <linux/capability.h>
 #include <linux/errqueue.h>
 #include <linux/filter.h>
-#include <linux/membarrier.h>
 #include <linux/sock_diag.h>
 #include <linux/tcp.h>
 #include <net/if.h>
@@ -14,7 +13,6 @@
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -370,13 +368,6 @@ Finding KernelTypes(Lab*) {
     return {Found::kOtherwise, absl::StrCat("opening ", kPath, ": ", Errno(errno))};
   }
   return {Found::kAsWanted, absl::StrCat(kPath, " is readable")};
-}
-
-Finding Membarrier(Lab*) {
-  if (syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) != 0) {
-    return {Found::kOtherwise, absl::StrCat("membarrier: ", Errno(errno))};
-  }
-  return {Found::kAsWanted, "membarrier(MEMBARRIER_CMD_GLOBAL) succeeded"};
 }
 
 Finding ReadIdentity(Lab* lab) {
@@ -741,14 +732,6 @@ const std::vector<Row>& Rows() {
        "reading socket storage and deleting a key from the iterator",
        "the agent can let a connection go once it is drained",
        "the agent could never let a connection go", kUseAnotherKernel, LetMemberGo},
-      {"membarrier_global", ProbeScope::kEssential, kProbeFatal,
-       "membarrier(MEMBARRIER_CMD_GLOBAL)",
-       "the agent can wait until no program still sees an open gate",
-       "the agent cannot know when a closed gate is seen by all, so it could never let a "
-       "connection go",
-       "boot without nohz_full, allow membarrier in the container's seccomp profile, or use the "
-       "kernel module",
-       Membarrier, false},
       {"fionread_counts_redirected", ProbeScope::kEssential, kProbeDegraded,
        "FIONREAD with 10 redirected bytes unread",
        "FIONREAD tells the truth about redirected bytes",
