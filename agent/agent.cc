@@ -28,7 +28,6 @@ namespace {
 using Milliseconds = std::chrono::milliseconds;
 
 constexpr Milliseconds kDrainReport{100};
-constexpr Milliseconds kDrainHandover{2000};
 
 uint64_t MonotonicNanoseconds() {
   struct timespec now;
@@ -36,10 +35,22 @@ uint64_t MonotonicNanoseconds() {
   return static_cast<uint64_t>(now.tv_sec) * 1000000000u + static_cast<uint64_t>(now.tv_nsec);
 }
 
+// What the file says of cgroups that exist must be true; one that does not is
+// waited for.
+absl::StatusOr<AgentConfig> LoadChecked(const std::string& path) {
+  absl::StatusOr<AgentConfig> config = LoadConfig(path);
+  if (config.ok()) {
+    for (const PodSpec& pod : config->pods) {
+      SHUNT_RETURN_IF_ERROR(CheckCgroup(pod), path);
+    }
+  }
+  return config;
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Agent>> Agent::Create(const AgentOptions& options) {
-  SHUNT_ASSIGN_OR_RETURN(const AgentConfig config, LoadConfig(options.config_path), "");
+  SHUNT_ASSIGN_OR_RETURN(const AgentConfig config, LoadChecked(options.config_path), "");
   if (config.controller.has_value()) {
     return absl::InvalidArgumentError(
         absl::StrCat(options.config_path,
@@ -104,7 +115,7 @@ absl::Status Agent::ChooseEngine(const AgentOptions& options, const AgentConfig&
 
 absl::Status Agent::StartSource(const std::string& config_path) {
   const auto load = [config_path]() -> absl::StatusOr<std::vector<PodSpec>> {
-    absl::StatusOr<AgentConfig> config = LoadConfig(config_path);
+    absl::StatusOr<AgentConfig> config = LoadChecked(config_path);
     if (!config.ok()) {
       return config.status();
     }
@@ -285,11 +296,7 @@ std::vector<ProbeView> Agent::Doctor() {
 }
 
 absl::Status Agent::Drain(const std::function<bool(const DrainProgress&)>& report) {
-  // A drain whose caller gave up ends at its next report.
-  const std::unique_lock<std::timed_mutex> one(drain_mutex_, kDrainHandover);
-  if (!one.owns_lock()) {
-    return absl::FailedPreconditionError("draining: a drain is under way already");
-  }
+  const std::lock_guard<std::mutex> one(drain_mutex_);
   {
     std::lock_guard<std::mutex> lock(mutex_);
     draining_ = true;

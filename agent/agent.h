@@ -69,7 +69,7 @@ class Agent : public NodeView {
   std::unique_ptr<CgroupResolver> resolver_;
   UniqueFd wake_;
 
-  std::timed_mutex drain_mutex_;            // held by the one drain; taken before mutex_
+  std::mutex drain_mutex_;                  // held by the one drain; taken before mutex_
   std::mutex mutex_;                        // guards all below
   std::unique_ptr<Datapath> datapath_;      // null: nothing is accelerated
   std::unique_ptr<Reconciler> reconciler_;  // null with datapath_

@@ -4,9 +4,7 @@
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
 #include <fcntl.h>
-#include <linux/magic.h>
 #include <sys/stat.h>
-#include <sys/vfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -107,20 +105,6 @@ bool Covers(const std::vector<PortRange>& now, const std::vector<PortRange>& the
       return range.first <= old.first && old.last <= range.last;
     });
   });
-}
-
-absl::Status CheckCgroup(const PodTarget& pod, int fd) {
-  struct statfs info;
-  if (fstatfs(fd, &info) != 0) {
-    return ErrnoStatus(errno, absl::StrCat("checking cgroup ", pod.cgroup));
-  }
-  if (static_cast<unsigned long>(info.f_type) != CGROUP2_SUPER_MAGIC) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("checking cgroup ", pod.cgroup,
-                     ": not a cgroup v2 directory; name the one below the cgroup2 mount (often "
-                     "/sys/fs/cgroup, or /sys/fs/cgroup/unified in hybrid mode)"));
-  }
-  return absl::OkStatus();
 }
 
 }  // namespace
@@ -373,7 +357,6 @@ absl::Status BpfDatapath::Attach(const PodTarget& pod) {
   if (!cgroup.valid()) {
     return ErrnoStatus(errno, absl::StrCat("opening cgroup ", pod.cgroup));
   }
-  SHUNT_RETURN_IF_ERROR(CheckCgroup(pod, cgroup.get()), "");
   AttachedPod attached;
   attached.target = pod;
   SHUNT_ASSIGN_OR_RETURN(attached.id, AllotPodId(), "");

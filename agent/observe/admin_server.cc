@@ -23,6 +23,8 @@
 namespace shunt {
 namespace {
 
+constexpr std::chrono::seconds kDrainHandover{2};
+
 constexpr size_t kMaxRequestBytes = 1 << 20;
 // A full ListPairs answer is about 2 MiB.
 constexpr size_t kQuotaBytes = 16 << 20;
@@ -237,7 +239,8 @@ class AdminService final : public v1::AdminService::Service {
 
   grpc::Status Drain(grpc::ServerContext* context, const v1::DrainRequest*,
                      grpc::ServerWriter<v1::DrainResponse>* writer) override {
-    const std::unique_lock<std::mutex> only_one(drain_, std::try_to_lock);
+    // A drain whose caller has gone ends at its next report.
+    const std::unique_lock<std::timed_mutex> only_one(drain_, kDrainHandover);
     if (!only_one.owns_lock()) {
       return ToGrpc(absl::FailedPreconditionError(
           "a drain is under way already: wait for it; `shuntctl status` tells how far it is"));
@@ -280,7 +283,7 @@ class AdminService final : public v1::AdminService::Service {
 
   NodeView* const view_;
   std::atomic<bool> stopping_{false};
-  std::mutex drain_;  // held during a drain
+  std::timed_mutex drain_;  // held during a drain
 };
 
 class HealthService final : public grpc::health::v1::Health::Service {

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "agent/resolve/cgroup_resolver.h"
 
+#include <linux/magic.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 
 #include <cerrno>
 #include <filesystem>
@@ -79,6 +81,18 @@ absl::StatusOr<PodTarget> CgroupResolver::Resolve(const PodSpec& pod) const {
   }
   target.cgroup_id = info.st_ino;
   return target;
+}
+
+absl::Status CheckCgroup(const PodSpec& pod) {
+  struct statfs info;
+  if (pod.cgroup.empty() || statfs(pod.cgroup.c_str(), &info) != 0 ||
+      static_cast<unsigned long>(info.f_type) == CGROUP2_SUPER_MAGIC) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("checking cgroup ", pod.cgroup, " of pod ", pod.uid,
+                   ": not a cgroup v2 directory; name the one below the cgroup2 mount (often "
+                   "/sys/fs/cgroup, or /sys/fs/cgroup/unified in hybrid mode)"));
 }
 
 absl::StatusOr<std::string> FindCgroup2Mount() {

@@ -28,6 +28,10 @@ class CgroupResolver {
   std::string mount_;
 };
 
+// INVALID_ARGUMENT if the pod names a directory that exists and is not of cgroup
+// v2. One that does not exist passes: it may be made later.
+absl::Status CheckCgroup(const PodSpec& pod);
+
 // The first cgroup2 mount of this mount namespace, by /proc/self/mountinfo.
 // FAILED_PRECONDITION if there is none.
 absl::StatusOr<std::string> FindCgroup2Mount();
