@@ -390,9 +390,6 @@ int shunt_sock_ops(struct bpf_sock_ops *ops)
 
 /* ---- sk_msg: the data path ----------------------------------------------- */
 
-/* A peer that has sent its FIN is about to leave, see on_half_close(). */
-#define RECEIVING_STATES (1 << BPF_TCP_ESTABLISHED)
-
 /* Bytes that a socket holds unread, of which `charged` by its sk_rmem_alloc. */
 static __always_inline __u32 unread_of(struct sock *sk, int charged)
 {
@@ -404,7 +401,8 @@ static __always_inline __u32 unread_of(struct sock *sk, int charged)
 /* One load, here and now: neither moved nor merged by the compiler. */
 #define LOAD_ONCE(place) (*(volatile typeof(place) *)&(place))
 
-/* Looks at the peer by direct loads; a fault reads as zero. */
+/* Looks at the peer by direct loads; a fault reads as zero. A peer that has shut
+ * down its sending side counts as not receiving: it leaves, see on_half_close(). */
 static __always_inline void look_directly(struct shunt_gate_view *view, __u64 peer_tcp_sock)
 {
 	struct tcp_sock *tp = bpf_rdonly_cast((void *)peer_tcp_sock,
@@ -412,7 +410,7 @@ static __always_inline void look_directly(struct shunt_gate_view *view, __u64 pe
 	struct sock *sk = (struct sock *)tp;
 	view->peer_cookie_before = LOAD_ONCE(sk->__sk_common.skc_cookie.counter);
 	view->peer_receiving =
-		((1 << LOAD_ONCE(sk->__sk_common.skc_state)) & RECEIVING_STATES) &&
+		LOAD_ONCE(sk->__sk_common.skc_state) == BPF_TCP_ESTABLISHED &&
 		!LOAD_ONCE(sk->sk_shutdown);
 	view->peer_low_water = LOAD_ONCE(sk->sk_rcvlowat);
 	view->peer_copied_seq = LOAD_ONCE(tp->copied_seq);
@@ -428,7 +426,7 @@ static __always_inline void look_by_probe(struct shunt_gate_view *view, __u64 pe
 	struct sock *sk = (struct sock *)tp;
 	view->peer_cookie_before = BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
 	view->peer_receiving =
-		((1 << BPF_CORE_READ(sk, __sk_common.skc_state)) & RECEIVING_STATES) &&
+		BPF_CORE_READ(sk, __sk_common.skc_state) == BPF_TCP_ESTABLISHED &&
 		!BPF_CORE_READ(sk, sk_shutdown);
 	view->peer_low_water = BPF_CORE_READ(sk, sk_rcvlowat);
 	view->peer_copied_seq = BPF_CORE_READ(tp, copied_seq);

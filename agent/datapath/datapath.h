@@ -67,7 +67,7 @@ class Datapath {
   // Attaches the pod's cgroup or, if it is attached, replaces its policy.
   // New connections follow it from now on; the gates of enrolled connections
   // whose port it does not list are closed: call LetGo(). Fails without effect.
-  // INVALID_ARGUMENT: not a cgroup v2 directory; NOT_FOUND: gone.
+  // INVALID_ARGUMENT: too many port ranges; NOT_FOUND: cgroup is gone.
   virtual absl::Status Enrol(const PodTarget& pod) = 0;
 
   // From now on no new connection of the pod is enrolled and no message of it

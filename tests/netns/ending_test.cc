@@ -223,24 +223,31 @@ TEST_F(EndingTest, ResetWithNothingUnread) {
   });
 }
 
-TEST_F(EndingTest, BlockedReaderIsWokenByTheEnd) {
-  // With a reset, recv() gives EAGAIN: docs/hazards.md row 17.
-  for (const bool reset : {false}) {
-    SCOPED_TRACE(reset);
-    ExpectSameAsTcp([reset](Connection& connection, Transcript& transcript) {
-      Talk(connection, transcript);
-      Worker reader([&] {
-        transcript.Recv("client", connection.client.get(), 100);
-        transcript.Recv("client", connection.client.get(), 100);
-      });
-      // Most likely the reader sleeps by then; if not, the outcome is the same.
-      std::this_thread::sleep_for(milliseconds(20));
-      if (reset) {
-        ResetOnClose(connection.server.get());
-      }
-      connection.server.Reset();
-    });
+void ReadWhileTheServerGoes(Connection& connection, Transcript& transcript, bool reset) {
+  Talk(connection, transcript);
+  Worker reader([&] {
+    transcript.Recv("client", connection.client.get(), 100);
+    transcript.Recv("client", connection.client.get(), 100);
+  });
+  // Most likely the reader sleeps by then; if not, the outcome is the same.
+  std::this_thread::sleep_for(milliseconds(20));
+  if (reset) {
+    ResetOnClose(connection.server.get());
   }
+  connection.server.Reset();
+}
+
+TEST_F(EndingTest, BlockedReaderIsWokenByTheEnd) {
+  ExpectSameAsTcp([](Connection& connection, Transcript& transcript) {
+    ReadWhileTheServerGoes(connection, transcript, /*reset=*/false);
+  });
+}
+
+TEST_F(EndingTest, BlockedReaderIsWokenByAReset) {
+  GTEST_SKIP() << "known difference, docs/hazards.md row 17: EAGAIN instead of ECONNRESET";
+  ExpectSameAsTcp([](Connection& connection, Transcript& transcript) {
+    ReadWhileTheServerGoes(connection, transcript, /*reset=*/true);
+  });
 }
 
 // ---- one socket, several lives --------------------------------------------------
