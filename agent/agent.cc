@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <filesystem>
 #include <utility>
 
 #include "absl/cleanup/cleanup.h"
@@ -99,6 +100,10 @@ absl::Status Agent::ChooseEngine(const AgentOptions& options, const AgentConfig&
     datapath_options.bpffs = config.bpffs;
     datapath_options.max_pairs = options.max_pairs;
     datapath_options.rmem_is_charged = report.rmem_is_charged;
+    const ProbeView* fionread = report.Find("fionread_counts_tcp_bytes");
+    datapath_options.fionread_counts_tcp = fionread != nullptr && fionread->verdict == kProbeOk;
+    datapath_options.memory_path =
+        (std::filesystem::path(config.admin_socket).parent_path() / "workloads.json").string();
     SHUNT_ASSIGN_OR_RETURN(datapath, BpfDatapath::Open(datapath_options), "");
   }
   log::Info(
@@ -155,15 +160,19 @@ void Agent::OnSourceStatus(const absl::Status& status) {
 }
 
 void Agent::Wake() {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    reconcile_at_ = {};
+  }
   const uint64_t one = 1;
   // Fails only if the counter is full, and then the loop is awake anyway.
   (void)!write(wake_.get(), &one, sizeof(one));
 }
 
-std::chrono::milliseconds Agent::Pass() {
+std::optional<Agent::Microseconds> Agent::Pass() {
   std::lock_guard<std::mutex> lock(mutex_);
   if (reconciler_ == nullptr) {
-    return Milliseconds(-1);
+    return std::nullopt;
   }
   const absl::Status events = datapath_->DrainEvents([this](const shunt_event& event) {
     event_log_.Write(event, [this](uint32_t pod) { return datapath_->UidOf(pod); });
@@ -171,7 +180,14 @@ std::chrono::milliseconds Agent::Pass() {
   if (!events.ok()) {
     log::Error("events lost", {{"reason", "event_lost"}, {"err", std::string(events.message())}});
   }
-  return reconciler_->Step();
+  // The reconciler looks at every cgroup: not each time a pair leaves.
+  const auto now = std::chrono::steady_clock::now();
+  if (now >= reconcile_at_) {
+    reconcile_at_ = now + reconciler_->Step();
+  }
+  const auto until = std::chrono::ceil<Microseconds>(
+      std::max(reconcile_at_ - now, decltype(reconcile_at_ - now)()));
+  return std::min(until, datapath_->Tend().value_or(until));
 }
 
 absl::Status Agent::Run() {
@@ -189,10 +205,15 @@ absl::Status Agent::Run() {
     events_fd = datapath_ == nullptr ? -1 : datapath_->EventsFd();
   }
   for (;;) {
-    const Milliseconds sleep = Pass();
+    const std::optional<Microseconds> sleep = Pass();
     struct pollfd waits[] = {
         {signal_fd.get(), POLLIN, 0}, {wake_.get(), POLLIN, 0}, {events_fd, POLLIN, 0}};
-    if (poll(waits, 3, static_cast<int>(sleep.count())) < 0 && errno != EINTR) {
+    struct timespec longest = {};
+    if (sleep.has_value()) {
+      longest.tv_sec = sleep->count() / 1'000'000;
+      longest.tv_nsec = sleep->count() % 1'000'000 * 1000;
+    }
+    if (ppoll(waits, 3, sleep.has_value() ? &longest : nullptr, nullptr) < 0 && errno != EINTR) {
       return ErrnoStatus(errno, "waiting for work");
     }
     if (waits[0].revents != 0) {

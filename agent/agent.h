@@ -6,6 +6,7 @@
 #ifndef SHUNT_AGENT_AGENT_H_
 #define SHUNT_AGENT_AGENT_H_
 
+#include <chrono>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -61,8 +62,9 @@ class Agent : public NodeView {
   void OnPods(std::vector<PodSpec> pods);
   void OnSourceStatus(const absl::Status& status);
   void Wake();
-  // One pass of the loop's work; how long it may sleep after it.
-  std::chrono::milliseconds Pass();
+  using Microseconds = std::chrono::microseconds;
+  // One pass of the loop's work; how long it may sleep after it, if not for ever.
+  std::optional<Microseconds> Pass();
 
   // Constant after Create().
   EngineDecision decision_;
@@ -79,6 +81,7 @@ class Agent : public NodeView {
   bool drained_ = false;
   std::string config_error_;
   EventLog event_log_;
+  std::chrono::steady_clock::time_point reconcile_at_;
 
   // Call into this object from their own threads: stopped first.
   std::unique_ptr<Source> source_;

@@ -24,25 +24,15 @@ static __always_inline void count_redirected(__u64 bytes)
 		*counter += bytes;
 }
 
-static __always_inline void emit_event(__u32 kind, __u32 reason, const struct shunt_end_key *key,
-				       __u32 pod, __u16 local_port, __u16 remote_port,
-				       __u64 bytes)
+/* Reports what `event` says. Urgent: the agent acts on it within milliseconds. */
+static __always_inline void emit_event(const struct shunt_event *event, bool urgent)
 {
-	struct shunt_event *event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
-	if (!event) {
+	if (bpf_ringbuf_output(&events, (void *)event, sizeof(*event),
+			       urgent || bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) >=
+						 SHUNT_EVENTS_WAKE_BYTES ?
+				       BPF_RB_FORCE_WAKEUP :
+				       BPF_RB_NO_WAKEUP))
 		count_exit(SHUNT_EXIT_EVENT_LOST);
-		return;
-	}
-	event->kind = kind;
-	event->reason = reason;
-	event->key = *key;
-	event->redirected_bytes = bytes;
-	event->pod = pod;
-	event->local_port = local_port;
-	event->remote_port = remote_port;
-	__u64 waiting = bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA);
-	bpf_ringbuf_submit(event, waiting >= SHUNT_EVENTS_WAKE_BYTES ? BPF_RB_FORCE_WAKEUP
-								     : BPF_RB_NO_WAKEUP);
 }
 
 #endif /* SHUNT_BPF_EMIT_H */

@@ -45,6 +45,7 @@ struct proto {
 struct sock_common {
 	unsigned char skc_state;
 	struct proto *skc_prot;
+	unsigned long skc_flags;
 	atomic64_t skc_cookie;
 	refcount_t skc_refcnt;
 };
@@ -53,8 +54,13 @@ typedef struct {
 	unsigned int val;
 } kuid_t;
 
+typedef struct {
+	int owned;
+} socket_lock_t;
+
 struct sock {
 	struct sock_common __sk_common;
+	socket_lock_t sk_lock;
 	struct {
 		atomic_t rmem_alloc;
 	} sk_backlog;
@@ -73,6 +79,7 @@ struct inet_sock {
 
 struct inet_connection_sock {
 	struct inet_sock icsk_inet;
+	void *icsk_ulp_ops;
 	struct timer_list icsk_retransmit_timer;
 	struct timer_list icsk_delack_timer;
 };
@@ -81,6 +88,8 @@ struct tcp_sock {
 	struct inet_connection_sock inet_conn;
 	__u32 copied_seq;
 	__u32 write_seq;
+	__u32 rcv_nxt;
+	unsigned int keepalive_time;
 	bool is_mptcp;
 	void *fastopen_rsk;
 };
@@ -98,6 +107,47 @@ struct sk_psock {
 	struct list_head ingress_msg;
 	refcount_t refcnt;
 };
+
+/* A task's descriptors, to find the socket behind the one a system call names. */
+struct socket {
+	struct sock *sk;
+	struct file *file;
+};
+
+struct file {
+	void *private_data;
+	void *f_op;
+};
+
+struct fdtable {
+	unsigned int max_fds;
+	struct file **fd;
+};
+
+struct files_struct {
+	struct fdtable *fdt;
+};
+
+struct task_struct {
+	struct files_struct *files;
+};
+
+/* The arguments of a system call. */
+#if defined(__TARGET_ARCH_x86)
+struct pt_regs {
+	unsigned long di, si, dx;
+};
+#define CALL_ARGUMENT_1(registers) ((registers)->di)
+#define CALL_ARGUMENT_2(registers) ((registers)->si)
+#define CALL_ARGUMENT_3(registers) ((registers)->dx)
+#elif defined(__TARGET_ARCH_arm64)
+struct pt_regs {
+	__u64 regs[31];
+};
+#define CALL_ARGUMENT_1(registers) ((registers)->regs[0])
+#define CALL_ARGUMENT_2(registers) ((registers)->regs[1])
+#define CALL_ARGUMENT_3(registers) ((registers)->regs[2])
+#endif
 
 struct seq_file;
 

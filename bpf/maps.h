@@ -11,6 +11,12 @@
 
 #include "kmod/uapi/shunt.h"
 
+enum shunt_watch {
+	SHUNT_NOT_WATCHED = 0,
+	SHUNT_IS_WATCHED = 1, /* its workload was new when it joined, and may still be */
+	SHUNT_WAS_WATCHED = 2, /* and what went by TCP meanwhile is not all read yet */
+};
+
 /* What an enrolled socket knows of itself and its peer; lives and dies with it.
  * Part of the ABI too: the next agent's programs read it. */
 struct shunt_socket_state {
@@ -20,9 +26,17 @@ struct shunt_socket_state {
 	__u64 redirected_bytes;
 	__u64 last_tcp_ns; /* when a message of this end last went by TCP, or it joined */
 	__u32 pod;
+	__u32 server_port; /* host byte order */
 	__u32 joined; /* its key is in the sockhash */
 	__u32 gate_closed;
 	__u32 quiet_looks; /* looks in a row at which it probably could leave */
+	__u32 watched; /* enum shunt_watch */
+	__u32 turn; /* in `turns`; the client learns it with its peer */
+	__u32 one_way; /* see shunt_reason_to_leave() */
+	__u32 rescue; /* keepalive is ours, see rescue() */
+	__u32 user_keepalive; /* what the program had set */
+	__u32 user_keepalive_time; /* jiffies; 0: never set */
+	__u32 ready; /* to leave, as soon as the other end is too */
 	__u64 half_closes; /* only ever added to: a barrier, see on_half_close() */
 };
 
@@ -44,7 +58,7 @@ struct {
 } ends SEC(".maps");
 
 /*
- * Handshakes under way at listed listeners: server's key to pod id. Written
+ * Handshakes under way at listed listeners: server's key to workload. Written
  * before the SYN-ACK leaves, so a client knows at ESTABLISHED whether an
  * enrolled server answers it from this very network namespace. LRU: a SYN
  * flood evicts, and who is evicted stays on TCP.
@@ -53,7 +67,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 16384);
 	__type(key, struct shunt_end_key);
-	__type(value, __u32);
+	__type(value, struct shunt_workload_key);
 } announced SEC(".maps");
 
 struct {
@@ -62,6 +76,50 @@ struct {
 	__type(key, int);
 	__type(value, struct shunt_socket_state);
 } socket_state SEC(".maps");
+
+/*
+ * Who of a pair sent last. An array, since that is one instruction to find; a
+ * pair takes a free place when it is made. Who finds another pair's tag, or got
+ * no place, does not know whose turn it is.
+ */
+#define SHUNT_TURNS 131072 /* a power of two */
+#define SHUNT_NO_TURN SHUNT_TURNS
+
+struct shunt_turn {
+	__u32 tag; /* client_next of the pair, 0: free */
+	__u32 role; /* enum shunt_role */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, SHUNT_TURNS);
+	__type(key, __u32);
+	__type(value, struct shunt_turn);
+} turns SEC(".maps");
+
+/* What has been learnt of each port of each pod. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, struct shunt_workload_key);
+	__type(value, struct shunt_workload);
+} workloads SEC(".maps");
+
+/* Sockets of workloads that are being watched, by kernel address: how a system
+ * call that names a descriptor is told to be one of theirs. */
+struct shunt_watched {
+	__u64 socket_cookie;
+	struct shunt_end_key self;
+	struct shunt_workload_key workload;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u64);
+	__type(value, struct shunt_watched);
+} watched SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_CGROUP_STORAGE);

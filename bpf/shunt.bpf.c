@@ -7,7 +7,9 @@
  *   client ESTABLISHED               join_client(): only if announced
  *   server ESTABLISHED               join_server(): only if its client joined
  *   each sendmsg of either end       shunt_msg(): the gate, then redirect or TCP
- *   TCP_CLOSE, connect, listen       leave()
+ *   a stream, a slow reader, a hazard   begin_leaving(): back to TCP, see leave.h
+ *   TCP_CLOSE, connect, listen       its key goes
+ * What a new workload does is looked at first: watch.h.
  * Everything that is in doubt returns SK_PASS (plain TCP) and is counted.
  */
 #include "kernel.h"
@@ -20,82 +22,44 @@
 #include "emit.h"
 #include "flow.h"
 #include "gate.h"
+#include "leave.h"
 #include "maps.h"
+#include "socket.h"
+#include "watch.h"
 
 char LICENSE[] SEC("license") = "GPL";
 
 #define AF_INET 2
 #define AF_INET6 10
-#define RCV_SHUTDOWN 1
-#define SEND_SHUTDOWN 2
-#define SHUTDOWN_MASK 3
 #define NANOSECONDS 1000000000ULL
 #define E2BIG 7
 #define EBUSY 16
 #define EEXIST 17
 #define EINVAL 22
 
-/* Measured by the agent before load: redirected bytes are charged to
- * sk_rmem_alloc (kernel commit d888b7af7c14 and back-ports). Without that the
- * only bound is "one message at a time". */
-const volatile bool rmem_is_charged = true;
+extern unsigned long CONFIG_HZ __kconfig;
 
 /* Kernel 6.2 (a35b9af4ec2c). */
 extern void *bpf_rdonly_cast(const void *object, __u32 btf_id) __ksym;
 
-static __always_inline void count_pod(__u32 pod, __u32 made, __u32 ended, __u64 bytes,
-				      __u32 refused)
-{
-	struct shunt_pod_totals *totals = bpf_map_lookup_elem(&pod_totals, &pod);
-	if (!totals) {
-		struct shunt_pod_totals none = {};
-		bpf_map_update_elem(&pod_totals, &pod, &none, BPF_NOEXIST);
-		totals = bpf_map_lookup_elem(&pod_totals, &pod);
-		if (!totals)
-			return;
-	}
-	totals->pairs_made += made;
-	totals->pairs_ended += ended;
-	totals->redirected_bytes += bytes;
-	totals->refused += refused;
-}
+enum sock_flags { SOCK_KEEPOPEN, SOCK_RCVTSTAMP, SOCK_ZEROCOPY, SOCK_TIMESTAMPING_RX_SOFTWARE };
 
 static __always_inline void refuse(struct bpf_sock_ops *ops, __u32 pod, __u32 reason,
-				   const struct shunt_end_key *key)
+				   const struct shunt_end_key *key, __u32 port)
 {
+	struct shunt_event event = {
+		.kind = SHUNT_EVENT_REFUSED,
+		.reason = reason,
+		.key = *key,
+		.pod = pod,
+		.local_port = ops->local_port,
+		.remote_port = bpf_ntohl(ops->remote_port),
+		.port = port,
+	};
 	count_exit(reason);
 	count_pod(pod, 0, 0, 0, 1);
-	emit_event(SHUNT_EVENT_REFUSED, reason, key, pod, ops->local_port,
-		   bpf_ntohl(ops->remote_port), 0);
+	emit_event(&event, false);
 }
-
-/* ---- what can be seen of a socket ----------------------------------------- */
-
-static __always_inline struct sk_psock *psock_of(struct sock *sk)
-{
-	/* SK_USER_DATA_* flags live in the low bits of the pointer. */
-	return (void *)((__u64)BPF_CORE_READ(sk, sk_user_data) & ~7ULL);
-}
-
-static __always_inline bool queue_is_empty(struct sock *sk)
-{
-	struct sk_psock *psock = psock_of(sk);
-	if (!psock)
-		return true;
-	return (__u64)BPF_CORE_READ(psock, ingress_msg.next) ==
-	       (__u64)psock + bpf_core_field_offset(psock->ingress_msg);
-}
-
-static __always_inline __s32 armed_timers(struct sock *sk)
-{
-	struct inet_connection_sock *icsk = (void *)sk;
-	return (BPF_CORE_READ(sk, sk_timer.entry.pprev) != 0) +
-	       (BPF_CORE_READ(icsk, icsk_retransmit_timer.entry.pprev) != 0) +
-	       (BPF_CORE_READ(icsk, icsk_delack_timer.entry.pprev) != 0);
-}
-
-/* The socket's own reference and the psock's. */
-#define RESTING_REFERENCES 2
 
 /* ---- sock_ops: a SYN at a listener ------------------------------------- */
 
@@ -109,14 +73,20 @@ static __always_inline void announce(struct bpf_sock_ops *ops, const struct shun
 {
 	if (ops->is_fullsock || !shunt_policy_lists(pod, ops->local_port))
 		return;
+	struct shunt_workload_key workload = { .pod = pod->pod, .port = ops->local_port };
+	struct shunt_workload *known = know_workload(&workload);
+	if (!known || known->state == SHUNT_WORKLOAD_HAZARD) {
+		count_exit(SHUNT_EXIT_REFUSED_HAZARD);
+		count_pod(pod->pod, 0, 0, 0, 1);
+		return;
+	}
 
 	struct tcp_request_sock *request = (void *)BPF_CORE_READ((struct bpf_sock_ops_kern *)ops, sk);
 	__u32 rcv_isn = BPF_CORE_READ(request, rcv_isn);
 	__u32 snt_isn = BPF_CORE_READ(request, snt_isn);
 	struct shunt_end_key key = shunt_end_key_make(bpf_get_netns_cookie(ops), SHUNT_SERVER,
 						      snt_isn + 1, rcv_isn + 1);
-	__u32 id = pod->pod;
-	if (bpf_map_update_elem(&announced, &key, &id, BPF_ANY)) {
+	if (bpf_map_update_elem(&announced, &key, &workload, BPF_ANY)) {
 		count_exit(SHUNT_EXIT_ANNOUNCE_FAILED);
 		return;
 	}
@@ -140,10 +110,33 @@ static __always_inline __u32 refusal_of(long error)
 	}
 }
 
+/* Set before the handshake was over, perhaps on the listener. */
+static __always_inline bool has_unkept_option(struct sock *sk)
+{
+	return BPF_CORE_READ(sk, sk_rcvlowat) > 1 ||
+	       has_flag(sk, bpf_core_enum_value(enum sock_flags, SOCK_ZEROCOPY)) ||
+	       has_flag(sk, bpf_core_enum_value(enum sock_flags, SOCK_RCVTSTAMP)) ||
+	       has_flag(sk, bpf_core_enum_value(enum sock_flags, SOCK_TIMESTAMPING_RX_SOFTWARE));
+}
+
+/* A free place for the turns of a new pair, or SHUNT_NO_TURN. */
+static __always_inline __u32 take_turn(const struct shunt_end_key *key)
+{
+	__u32 hash = key->client_next * 0x9e3779b1u ^ key->server_next;
+	for (__u32 i = 0; i < 8; i++) {
+		__u32 place = (hash + i) & (SHUNT_TURNS - 1);
+		struct shunt_turn *turn = bpf_map_lookup_elem(&turns, &place);
+		if (turn && __sync_val_compare_and_swap(&turn->tag, 0, key->client_next) == 0)
+			return place;
+	}
+	return SHUNT_NO_TURN;
+}
+
 /* Puts the socket of this call into the maps; SHUNT_EXIT_COUNT on success, else
  * the reason, and then no trace is left. */
 static __always_inline __u32 join(struct bpf_sock_ops *ops, struct bpf_sock *sk,
-				  struct shunt_end_key *key, __u32 pod)
+				  struct shunt_end_key *key,
+				  const struct shunt_workload_key *workload, __u32 turn)
 {
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
 	if (!tp)
@@ -160,6 +153,11 @@ static __always_inline __u32 join(struct bpf_sock_ops *ops, struct bpf_sock *sk,
 		return SHUNT_EXIT_REFUSED_MPTCP;
 	if (kernel_sk->sk_user_data)
 		return SHUNT_EXIT_REFUSED_OTHER_OWNER;
+	if (has_unkept_option(kernel_sk))
+		return SHUNT_EXIT_REFUSED_OPTION;
+	struct shunt_workload *known = know_workload(workload);
+	if (!known)
+		return SHUNT_EXIT_REFUSED_ERROR;
 
 	struct shunt_socket_state *state =
 		bpf_sk_storage_get(&socket_state, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
@@ -169,11 +167,12 @@ static __always_inline __u32 join(struct bpf_sock_ops *ops, struct bpf_sock *sk,
 		.tcp_sock = (__u64)tp,
 		.socket_cookie = bpf_get_socket_cookie(ops),
 		.joined_ns = bpf_ktime_get_coarse_ns(),
-		.pod = pod,
+		.pod = workload->pod,
 		.uid = kernel_sk->sk_uid.val,
 		.local_port = ops->local_port,
 		.remote_port = bpf_ntohl(ops->remote_port),
 		.family = ops->family,
+		.turn = turn,
 	};
 	long error = bpf_map_update_elem(&ends, key, &end, BPF_NOEXIST);
 	if (error)
@@ -183,11 +182,24 @@ static __always_inline __u32 join(struct bpf_sock_ops *ops, struct bpf_sock *sk,
 	*state = (struct shunt_socket_state){
 		.self = *key,
 		.last_tcp_ns = end.joined_ns,
-		.pod = pod,
+		.pod = workload->pod,
+		.server_port = workload->port,
 		.joined = 1,
+		.watched = known->state == SHUNT_WORKLOAD_WATCHED ? SHUNT_IS_WATCHED :
+								    SHUNT_NOT_WATCHED,
+		.turn = turn,
 	};
-	error = bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags |
-						       BPF_SOCK_OPS_STATE_CB_FLAG);
+	if (state->watched) {
+		struct shunt_watched watch = {
+			.socket_cookie = end.socket_cookie,
+			.self = *key,
+			.workload = *workload,
+		};
+		bpf_map_update_elem(&watched, &end.tcp_sock, &watch, BPF_ANY);
+	}
+	error = bpf_sock_ops_cb_flags_set(
+		ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG |
+			     (fionread_counts_tcp ? 0 : BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG));
 	if (!error)
 		error = bpf_sock_hash_update(ops, &sockets, key, BPF_NOEXIST);
 	if (error) {
@@ -203,15 +215,15 @@ static __always_inline void join_client(struct bpf_sock_ops *ops, struct bpf_soc
 	struct shunt_end_key key = shunt_end_key_make(bpf_get_netns_cookie(ops), SHUNT_CLIENT,
 						      ops->snd_nxt, ops->rcv_nxt);
 	struct shunt_end_key server = shunt_end_key_peer(key);
-	__u32 *pod = bpf_map_lookup_elem(&announced, &server);
-	if (!pod) {
+	struct shunt_workload_key *found = bpf_map_lookup_elem(&announced, &server);
+	if (!found) {
 		count_exit(SHUNT_EXIT_CLIENT_UNANNOUNCED);
 		return;
 	}
-	__u32 id = *pod;
-	__u32 refusal = join(ops, sk, &key, id);
+	struct shunt_workload_key workload = *found;
+	__u32 refusal = join(ops, sk, &key, &workload, SHUNT_NO_TURN);
 	if (refusal != SHUNT_EXIT_COUNT) {
-		refuse(ops, id, refusal, &key);
+		refuse(ops, workload.pod, refusal, &key, workload.port);
 		return;
 	}
 	count_exit(SHUNT_EXIT_CLIENT_JOINED);
@@ -237,19 +249,31 @@ static __always_inline void join_server(struct bpf_sock_ops *ops, struct bpf_soc
 			count_exit(SHUNT_EXIT_SERVER_ALONE);
 		return;
 	}
-	__u32 id = end->pod;
+	struct shunt_workload_key workload = { .pod = end->pod, .port = ops->local_port };
+	__u32 turn = take_turn(&key);
 	if (!shunt_policy_lists(pod, ops->local_port))
 		refusal = SHUNT_EXIT_SERVER_UNLISTED; /* policy changed since the SYN */
 	else
-		refusal = join(ops, sk, &key, id);
+		refusal = join(ops, sk, &key, &workload, turn);
 	if (refusal == SHUNT_EXIT_COUNT) {
+		struct shunt_event event = {
+			.kind = SHUNT_EVENT_PAIR_MADE,
+			.reason = SHUNT_EXIT_PAIR_MADE,
+			.key = key,
+			.pod = workload.pod,
+			.local_port = ops->local_port,
+			.remote_port = bpf_ntohl(ops->remote_port),
+			.port = workload.port,
+		};
 		count_exit(SHUNT_EXIT_PAIR_MADE);
-		count_pod(id, 1, 0, 0, 0);
-		emit_event(SHUNT_EVENT_PAIR_MADE, SHUNT_EXIT_PAIR_MADE, &key, id, ops->local_port,
-			   bpf_ntohl(ops->remote_port), 0);
+		count_pod(workload.pod, 1, 0, 0, 0);
+		emit_event(&event, false);
 		return;
 	}
-	refuse(ops, id, refusal, &key);
+	struct shunt_turn *place = bpf_map_lookup_elem(&turns, &turn);
+	if (place)
+		place->tag = 0;
+	refuse(ops, workload.pod, refusal, &key, workload.port);
 
 	/*
 	 * The client is an orphan. No server ever joined under this fingerprint,
@@ -263,17 +287,10 @@ static __always_inline void join_server(struct bpf_sock_ops *ops, struct bpf_soc
 
 /* ---- sock_ops: leaving --------------------------------------------------- */
 
-static __always_inline void forget(struct bpf_sock_ops *ops, struct shunt_socket_state *state,
-				   __u32 reason)
+static __always_inline void forget_here(struct bpf_sock_ops *ops,
+					struct shunt_socket_state *state, __u32 reason)
 {
-	struct shunt_end_key key = state->self;
-	state->joined = 0;
-	state->gate_closed = 1;
-	bpf_map_delete_elem(&ends, &key);
-	count_exit(reason);
-	count_pod(state->pod, 0, key.role == SHUNT_SERVER, state->redirected_bytes, 0);
-	emit_event(SHUNT_EVENT_LEFT, reason, &key, state->pod, ops->local_port,
-		   bpf_ntohl(ops->remote_port), state->redirected_bytes);
+	forget(state, reason, ops->local_port, bpf_ntohl(ops->remote_port));
 }
 
 /*
@@ -294,10 +311,10 @@ static __always_inline void on_close(struct bpf_sock_ops *ops, struct bpf_sock *
 	if (tp && !kernel_sk->sk_err && (kernel_sk->sk_shutdown & SHUTDOWN_MASK) != SHUTDOWN_MASK) {
 		struct shunt_end_key key = state->self;
 		bpf_map_delete_elem(&sockets, &key);
-		forget(ops, state, SHUNT_EXIT_LEFT_DISCONNECTED);
+		forget_here(ops, state, SHUNT_EXIT_LEFT_DISCONNECTED);
 		return;
 	}
-	forget(ops, state, SHUNT_EXIT_LEFT_CLOSED);
+	forget_here(ops, state, SHUNT_EXIT_LEFT_CLOSED);
 }
 
 /*
@@ -324,11 +341,11 @@ static __always_inline void on_half_close(struct bpf_sock_ops *ops, struct bpf_s
 	__sync_fetch_and_add(&state->half_closes, 1);
 	if (!queue_is_empty(kernel_sk) ||
 	    kernel_sk->__sk_common.skc_refcnt.refs.counter >
-		    RESTING_REFERENCES + armed_timers(kernel_sk))
+		    SHUNT_RESTING_REFERENCES + armed_timers(kernel_sk))
 		return;
 	struct shunt_end_key key = state->self;
 	bpf_map_delete_elem(&sockets, &key);
-	forget(ops, state, SHUNT_EXIT_LEFT_HALF_CLOSED);
+	forget_here(ops, state, SHUNT_EXIT_LEFT_HALF_CLOSED);
 }
 
 /*
@@ -345,7 +362,64 @@ static __always_inline void on_reuse(struct bpf_sock_ops *ops, struct bpf_sock *
 	struct shunt_end_key key = state->self;
 	bpf_map_delete_elem(&sockets, &key);
 	if (state->joined)
-		forget(ops, state, SHUNT_EXIT_LEFT_REUSED);
+		forget_here(ops, state, SHUNT_EXIT_LEFT_REUSED);
+}
+
+/* ---- sock_ops: unread TCP bytes that FIONREAD does not show ---------------- */
+
+#define SO_KEEPALIVE 9
+#define TCP_KEEPIDLE 4
+#define RESCUE_SECONDS 1
+#define DEFAULT_KEEPIDLE_SECONDS 7200
+
+/*
+ * On kernels where FIONREAD of an enrolled socket misses what came by TCP, an
+ * edge-triggered reader that asks it (nginx, .NET) goes to sleep on unread bytes,
+ * and nothing wakes it if the sender has no more to send. Such a pair leaves
+ * (LEAVING_MIXED, LEAVING_BACK_PRESSURE); here its reader is woken for what it may
+ * have missed until then, and once after.
+ *
+ * Called with the socket locked for every segment that this end sends, so also
+ * for the ACK of what came by TCP: then this arms the socket's keepalive, whose
+ * probe comes by here again a second later. SO_RCVLOWAT set to what it is ends
+ * in tcp_data_ready(). The program's own keepalive is put back at the end.
+ */
+static __always_inline void rescue(struct bpf_sock_ops *ops, struct bpf_sock *sk)
+{
+	struct shunt_socket_state *state = bpf_sk_storage_get(&socket_state, sk, 0, 0);
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	if (!state || !tp || sk->state != BPF_TCP_ESTABLISHED)
+		return;
+	struct sock *kernel_sk = (struct sock *)tp;
+	bool misses = tp->rcv_nxt != tp->copied_seq;
+	int value;
+	if (!state->rescue) {
+		if (!misses || !state->joined)
+			return;
+		state->rescue = 1;
+		state->user_keepalive =
+			has_flag(kernel_sk, bpf_core_enum_value(enum sock_flags, SOCK_KEEPOPEN));
+		state->user_keepalive_time = tp->keepalive_time;
+		value = RESCUE_SECONDS;
+		bpf_setsockopt(ops, SOL_TCP, TCP_KEEPIDLE, &value, sizeof(value));
+		value = 1;
+		bpf_setsockopt(ops, SOL_SOCKET, SO_KEEPALIVE, &value, sizeof(value));
+		count_exit(SHUNT_EXIT_RESCUE_ARMED);
+		return;
+	}
+	if (misses) {
+		value = kernel_sk->sk_rcvlowat;
+		bpf_setsockopt(ops, SOL_SOCKET, SO_RCVLOWAT, &value, sizeof(value));
+		count_exit(SHUNT_EXIT_RESCUE_WOKE);
+	}
+	if (state->joined)
+		return;
+	state->rescue = 0;
+	value = state->user_keepalive_time ? state->user_keepalive_time / CONFIG_HZ :
+					     DEFAULT_KEEPIDLE_SECONDS;
+	bpf_setsockopt(ops, SOL_TCP, TCP_KEEPIDLE, &value, sizeof(value));
+	value = state->user_keepalive;
+	bpf_setsockopt(ops, SOL_SOCKET, SO_KEEPALIVE, &value, sizeof(value));
 }
 
 SEC("sockops")
@@ -378,6 +452,11 @@ int shunt_sock_ops(struct bpf_sock_ops *ops)
 				ops->args[1] == BPF_TCP_LAST_ACK))
 			on_half_close(ops, sk);
 		return 1;
+	case BPF_SOCK_OPS_HDR_OPT_LEN_CB:
+		sk = fionread_counts_tcp ? 0 : ops->sk;
+		if (sk)
+			rescue(ops, sk);
+		return 1;
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
 	case BPF_SOCK_OPS_TCP_LISTEN_CB:
 		sk = ops->sk;
@@ -389,14 +468,6 @@ int shunt_sock_ops(struct bpf_sock_ops *ops)
 }
 
 /* ---- sk_msg: the data path ----------------------------------------------- */
-
-/* Bytes that a socket holds unread, of which `charged` by its sk_rmem_alloc. */
-static __always_inline __u32 unread_of(struct sock *sk, int charged)
-{
-	if (!rmem_is_charged)
-		return queue_is_empty(sk) ? 0 : ~0U;
-	return charged < 0 ? 0 : charged;
-}
 
 /* One load, here and now: neither moved nor merged by the compiler. */
 #define LOAD_ONCE(place) (*(volatile typeof(place) *)&(place))
@@ -412,6 +483,7 @@ static __always_inline void look_directly(struct shunt_gate_view *view, __u64 pe
 	view->peer_receiving =
 		LOAD_ONCE(sk->__sk_common.skc_state) == BPF_TCP_ESTABLISHED &&
 		!LOAD_ONCE(sk->sk_shutdown);
+	view->peer_ulp = LOAD_ONCE(((struct inet_connection_sock *)tp)->icsk_ulp_ops) != 0;
 	view->peer_low_water = LOAD_ONCE(sk->sk_rcvlowat);
 	view->peer_copied_seq = LOAD_ONCE(tp->copied_seq);
 	view->peer_unread = unread_of(sk, LOAD_ONCE(sk->sk_backlog.rmem_alloc.counter));
@@ -428,11 +500,52 @@ static __always_inline void look_by_probe(struct shunt_gate_view *view, __u64 pe
 	view->peer_receiving =
 		BPF_CORE_READ(sk, __sk_common.skc_state) == BPF_TCP_ESTABLISHED &&
 		!BPF_CORE_READ(sk, sk_shutdown);
+	view->peer_ulp = BPF_CORE_READ((struct inet_connection_sock *)tp, icsk_ulp_ops) != 0;
 	view->peer_low_water = BPF_CORE_READ(sk, sk_rcvlowat);
 	view->peer_copied_seq = BPF_CORE_READ(tp, copied_seq);
 	view->peer_unread = unread_of(sk, BPF_CORE_READ(sk, sk_backlog.rmem_alloc.counter));
 	view->peer_limit = BPF_CORE_READ(sk, sk_rcvbuf);
 	view->peer_cookie_after = BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
+}
+
+/* The other end, once it has joined. If the pair has been told to leave before
+ * this end had a gate to close, it is closed now. */
+static __always_inline void meet_peer(struct shunt_socket_state *state,
+				      const struct shunt_end_key *peer_key)
+{
+	struct shunt_end *end = bpf_map_lookup_elem(&ends, peer_key);
+	if (!end)
+		return;
+	if (end->leaving)
+		state->gate_closed = 1;
+	if (state->self.role == SHUNT_CLIENT)
+		state->turn = end->turn;
+	state->peer_cookie = end->socket_cookie;
+	state->peer_tcp_sock = end->tcp_sock;
+}
+
+/* Is the workload still to be watched? */
+static __always_inline bool is_watched(struct shunt_socket_state *state)
+{
+	struct shunt_workload_key key = workload_of(state);
+	struct shunt_workload *workload = bpf_map_lookup_elem(&workloads, &key);
+	if (workload && workload->state == SHUNT_WORKLOAD_CLEAN)
+		state->watched = SHUNT_WAS_WATCHED;
+	return state->watched == SHUNT_IS_WATCHED;
+}
+
+/* Did the other end send since this end last did? */
+static __always_inline bool take_my_turn(const struct shunt_socket_state *state,
+					 const struct shunt_gate_view *view)
+{
+	__u32 place = state->turn;
+	struct shunt_turn *turn = bpf_map_lookup_elem(&turns, &place);
+	if (!turn || turn->tag != state->self.client_next)
+		return !view->peer_unread;
+	if (turn->role == state->self.role)
+		return false;
+	turn->role = state->self.role;
+	return true;
 }
 
 static __always_inline int pass_or_redirect(struct sk_msg_md *msg, const bool direct)
@@ -446,13 +559,8 @@ static __always_inline int pass_or_redirect(struct sk_msg_md *msg, const bool di
 	}
 
 	struct shunt_end_key peer_key = shunt_end_key_peer(state->self);
-	if (!state->peer_tcp_sock && !state->gate_closed) {
-		struct shunt_end *end = bpf_map_lookup_elem(&ends, &peer_key);
-		if (end) {
-			state->peer_cookie = end->socket_cookie;
-			state->peer_tcp_sock = end->tcp_sock;
-		}
-	}
+	if (!state->peer_tcp_sock && !state->gate_closed)
+		meet_peer(state, &peer_key);
 
 	struct sock *own = (struct sock *)tp;
 	__u64 now_ns = bpf_ktime_get_coarse_ns();
@@ -462,6 +570,8 @@ static __always_inline int pass_or_redirect(struct sk_msg_md *msg, const bool di
 				 sk->state == BPF_TCP_CLOSE_WAIT) &&
 				!(own->sk_shutdown & SEND_SHUTDOWN),
 		.gate_closed = state->gate_closed,
+		.watched = state->watched == SHUNT_IS_WATCHED && is_watched(state),
+		.own_ulp = ((struct inet_connection_sock *)tp)->icsk_ulp_ops != 0,
 		.message_bytes = msg->size,
 		.tcp_idle_seconds = (now_ns - state->last_tcp_ns) / NANOSECONDS,
 		.peer_known = state->peer_tcp_sock != 0,
@@ -475,11 +585,20 @@ static __always_inline int pass_or_redirect(struct sk_msg_md *msg, const bool di
 			look_by_probe(&view, state->peer_tcp_sock);
 	}
 	__u32 exit = shunt_gate(&view);
+	bool mixes = fionread_counts_tcp || state->watched == SHUNT_WAS_WATCHED;
+	__u32 reason =
+		shunt_reason_to_leave(exit, take_my_turn(state, &view), mixes, &state->one_way);
+	if (reason != SHUNT_EXIT_COUNT) {
+		begin_leaving(state, reason, 0, msg->local_port, bpf_ntohl(msg->remote_port));
+		if (exit == SHUNT_EXIT_REDIRECTED)
+			exit = SHUNT_EXIT_MSG_GATE_CLOSED;
+	}
 	if (exit == SHUNT_EXIT_REDIRECTED &&
 	    bpf_msg_redirect_hash(msg, &sockets, &peer_key, BPF_F_INGRESS) != SK_PASS)
 		exit = SHUNT_EXIT_MSG_REDIRECT_FAILED;
 	count_exit(exit);
 	if (exit == SHUNT_EXIT_REDIRECTED) {
+		state->watched = SHUNT_NOT_WATCHED;
 		state->redirected_bytes += msg->size;
 		count_redirected(msg->size);
 	} else {
@@ -500,150 +619,4 @@ SEC("sk_msg")
 int shunt_msg_probe(struct sk_msg_md *msg)
 {
 	return pass_or_redirect(msg, false);
-}
-
-/* ---- iter/sockmap: the agent looks at and lets go of members ------------- */
-
-/* Set by the agent before a run: the pod to act on, 0 for every pod; and what
- * shunt_close_gates leaves open: server ports that this policy lists. */
-volatile __u32 target_pod = 0;
-struct shunt_policy keep = {};
-
-static __always_inline void put_record(struct bpf_iter__sockmap *ctx, struct sock *sk,
-				       const struct shunt_socket_state *state,
-				       const struct shunt_end *end, bool drained)
-{
-	struct shunt_end_record record = {
-		.key = state->self,
-		.end = *end,
-		.redirected_bytes = state->redirected_bytes,
-		.unread_bytes = queue_is_empty(sk) ?
-					0 :
-					unread_of(sk, sk->sk_backlog.rmem_alloc.counter),
-		.state = sk->__sk_common.skc_state,
-		.drained = drained,
-	};
-	bpf_seq_write(ctx->meta->seq, &record, sizeof(record));
-}
-
-static __always_inline struct shunt_socket_state *targeted(struct sock *sk)
-{
-	struct shunt_socket_state *state = bpf_sk_storage_get(&socket_state, sk, 0, 0);
-	if (!state || (target_pod && state->pod != target_pod))
-		return 0;
-	return state;
-}
-
-SEC("iter/sockmap")
-int shunt_list_ends(struct bpf_iter__sockmap *ctx)
-{
-	struct sock *sk = ctx->sk;
-	struct shunt_socket_state *state = sk ? targeted(sk) : 0;
-	struct shunt_end *end = state ? bpf_map_lookup_elem(&ends, &state->self) : 0;
-	if (end)
-		put_record(ctx, sk, state, end, false);
-	return 0;
-}
-
-/* From the end of this run plus one RCU grace period on, nothing passes a gate
- * that it closed. Enrolment of such ends must have been stopped before. */
-SEC("iter/sockmap")
-int shunt_close_gates(struct bpf_iter__sockmap *ctx)
-{
-	struct sock *sk = ctx->sk;
-	struct shunt_socket_state *state = sk ? targeted(sk) : 0;
-	if (!state)
-		return 0;
-	struct shunt_end_key self = state->self;
-	struct shunt_end_key peer = shunt_end_key_peer(self);
-	struct shunt_end *end = bpf_map_lookup_elem(&ends, &self);
-	struct shunt_end *server =
-		self.role == SHUNT_SERVER ? end : bpf_map_lookup_elem(&ends, &peer);
-	if (server && shunt_policy_lists(&keep, server->local_port))
-		return 0;
-	/* Its server is about to join, or not, under the same policy. */
-	if (!server && keep.mode == SHUNT_MODE_ENROL)
-		return 0;
-	state->gate_closed = 1;
-	if (end)
-		end->gate_closed = 1;
-	return 0;
-}
-
-/* The sockhash's. */
-#define RESTING_PSOCK_REFERENCES 1
-
-/* What the other end of a leaving end is doing. Its address is good only if the
- * cookie is the same before and after; otherwise nothing is known: both false. */
-struct other_end {
-	bool in_no_call; /* no thread is in its sendmsg (nor recvmsg) */
-	bool sends_no_more;
-};
-
-static __always_inline struct other_end look_at_other_end(const struct shunt_end *end)
-{
-	struct sock *sk = (void *)end->tcp_sock;
-	struct sk_psock *psock = psock_of(sk);
-	__u64 before = BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
-	struct other_end seen = {
-		.in_no_call = psock && BPF_CORE_READ(psock, refcnt.refs.counter) ==
-					       RESTING_PSOCK_REFERENCES,
-		.sends_no_more = BPF_CORE_READ(sk, sk_shutdown) & SEND_SHUTDOWN,
-	};
-	__u64 after = BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
-	if (before != end->socket_cookie || after != end->socket_cookie)
-		seen = (struct other_end){};
-	return seen;
-}
-
-/* Of the targeted ends whose gate is closed: deletes the key of each that may
- * leave. Records all of them. */
-SEC("iter/sockmap")
-int shunt_let_go(struct bpf_iter__sockmap *ctx)
-{
-	struct sock *sk = ctx->sk;
-	struct shunt_socket_state *state = sk ? targeted(sk) : 0;
-	if (!state || !state->gate_closed)
-		return 0;
-	struct shunt_end_key self = state->self;
-	struct shunt_end_key peer_key = shunt_end_key_peer(self);
-	struct shunt_end *end = bpf_map_lookup_elem(&ends, &self);
-	struct shunt_end *peer = bpf_map_lookup_elem(&ends, &peer_key);
-	struct other_end other = {};
-	if (peer)
-		other = look_at_other_end(peer);
-
-	/* In this order: see shunt_may_leave(). */
-	__s32 timers_before = armed_timers(sk);
-	__s32 references = BPF_CORE_READ(sk, __sk_common.skc_refcnt.refs.counter);
-	__s32 timers_after = armed_timers(sk);
-	struct shunt_leave_view view = {
-		.own_gate_closed = state->gate_closed,
-		.peer_gate_closed = !peer || peer->gate_closed || other.sends_no_more,
-		.queue_empty = queue_is_empty(sk),
-		.references = references,
-		.accounted = other.in_no_call ? references : RESTING_REFERENCES,
-	};
-	bool leaves = shunt_may_leave(&view);
-	if (!leaves) {
-		view.accounted = RESTING_REFERENCES +
-				 (timers_before < timers_after ? timers_before : timers_after);
-		state->quiet_looks = shunt_may_leave(&view) ? state->quiet_looks + 1 : 0;
-		leaves = state->quiet_looks >= SHUNT_QUIET_LOOKS;
-	}
-	if (!leaves) {
-		if (end)
-			put_record(ctx, sk, state, end, false);
-		return 0;
-	}
-	bpf_map_delete_elem(&sockets, &self);
-	if (state->joined) {
-		state->joined = 0;
-		count_exit(SHUNT_EXIT_LEFT_DRAINED);
-		count_pod(state->pod, 0, self.role == SHUNT_SERVER, state->redirected_bytes, 0);
-	}
-	if (end)
-		put_record(ctx, sk, state, end, true);
-	bpf_map_delete_elem(&ends, &self);
-	return 0;
 }

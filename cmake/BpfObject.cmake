@@ -12,14 +12,23 @@ if(NOT BPF_CLANG OR NOT BPFTOOL)
   message(FATAL_ERROR "BPF objects need clang and bpftool: run scripts/build, which installs them")
 endif()
 
+# As <bpf/bpf_tracing.h> names it.
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|amd64")
+  set(BPF_ARCH x86)
+elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
+  set(BPF_ARCH arm64)
+else()
+  message(FATAL_ERROR "${CMAKE_SYSTEM_PROCESSOR}: Shunt runs on x86_64 and aarch64")
+endif()
+
 function(bpf_object name source)
   cmake_parse_arguments(ARG "" "" "HEADERS" ${ARGN})
   set(object ${CMAKE_CURRENT_BINARY_DIR}/${name}.bpf.o)
   set(skeleton ${CMAKE_CURRENT_BINARY_DIR}/${name}.skel.h)
   add_custom_command(
     OUTPUT ${object}
-    COMMAND ${BPF_CLANG} -g -O2 -target bpf -mcpu=v3 -Wall -Wextra -Werror
-            -I${CMAKE_SOURCE_DIR} -I/usr/include/${CMAKE_LIBRARY_ARCHITECTURE}
+    COMMAND ${BPF_CLANG} -g -O2 -target bpf -mcpu=v3 -Wall -Wextra -Wno-unused-parameter -Werror
+            -D__TARGET_ARCH_${BPF_ARCH} -I${CMAKE_SOURCE_DIR} -I/usr/include/${CMAKE_LIBRARY_ARCHITECTURE}
             -ffile-prefix-map=${CMAKE_SOURCE_DIR}=.
             -c ${CMAKE_CURRENT_SOURCE_DIR}/${source} -o ${object}
     DEPENDS ${source} ${ARG_HEADERS}

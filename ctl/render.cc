@@ -64,6 +64,7 @@ bool IsFallback(const v1::ExitCount& exit) {
   return exit.exit_class() == v1::EXIT_CLASS_FALLBACK ||
          exit.exit_class() == v1::EXIT_CLASS_REFUSED;
 }
+bool IsLeaving(const v1::ExitCount& exit) { return exit.exit_class() == v1::EXIT_CLASS_LEAVING; }
 bool IsRefusal(const v1::ExitCount& exit) { return exit.exit_class() == v1::EXIT_CLASS_REFUSED; }
 
 // What happened at all.
@@ -97,6 +98,7 @@ Json ToJson(const v1::GetStatusResponse& status) {
       {"podsEnrolling", status.pods_enrolling()},
       {"ends", {{"used", status.ends()}, {"capacity", status.ends_capacity()}}},
       {"refused", ByReason(status, IsRefusal)},
+      {"left", ByReason(status, IsLeaving)},
       {"exits", ByReason(status, [](const v1::ExitCount&) { return true; })},
       {"configError", status.config_error()},
   };
@@ -124,14 +126,18 @@ std::string ToTable(const v1::GetStatusResponse& status) {
     facts.AddRow({"config", absl::StrCat("last reload refused: ", status.config_error())});
   }
 
-  const std::vector<v1::ExitCount> fallbacks = Happened(status, IsFallback);
+  const std::vector<v1::ExitCount> fallbacks = Happened(
+      status, [](const v1::ExitCount& exit) { return IsFallback(exit) || IsLeaving(exit); });
   if (fallbacks.empty()) {
     return facts.ToText() + "\nNothing fell back to TCP.\n";
   }
   Table reasons({{"WENT BY TCP"}, {"COUNT", Align::kRight}, {"OF"}, {"BECAUSE"}});
   for (const v1::ExitCount& exit : fallbacks) {
     reasons.AddRow({exit.reason(), absl::StrCat(exit.count()),
-                    IsRefusal(exit) ? "connections" : "messages", exit.text()});
+                    IsRefusal(exit)   ? "connections"
+                    : IsLeaving(exit) ? "pairs"
+                                      : "messages",
+                    exit.text()});
   }
   return absl::StrCat(facts.ToText(), "\n", reasons.ToText());
 }

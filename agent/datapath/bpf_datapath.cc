@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <numeric>
 #include <unordered_map>
 
 #include "absl/strings/str_cat.h"
@@ -32,12 +33,9 @@ constexpr char kSkMsg[] = "sk_msg";
 std::string PinName(const std::string& uid) { return absl::StrReplaceAll(uid, {{".", "~"}}); }
 std::string UidFromPin(const std::string& name) { return absl::StrReplaceAll(name, {{"~", "."}}); }
 
-// Maps by pin name: libbpf prefixes the data sections with the object's name.
-std::string PinNameOf(const struct bpf_map* map) {
-  const std::string name = bpf_map__name(map);
-  const size_t dot = name.find('.');
-  return dot == std::string::npos ? name : absl::StrCat("data_", name.substr(dot + 1));
-}
+// Constants, and arguments of the agent's own programs: not pinned, each generation
+// of programs loads its own.
+bool IsOfOneGeneration(const struct bpf_map* map) { return bpf_map__is_internal(map); }
 
 int PrintLibbpf(enum libbpf_print_level level, const char* format, va_list args) {
   if (level == LIBBPF_DEBUG) {
@@ -118,7 +116,7 @@ void BpfDatapath::RingBufferDeleter::operator()(struct ::ring_buffer* events) co
 }
 
 BpfDatapath::BpfDatapath(Pins pins, const BpfDatapathOptions& options)
-    : pins_(std::move(pins)), options_(options) {}
+    : pins_(std::move(pins)), options_(options), memory_(options.memory_path) {}
 
 BpfDatapath::~BpfDatapath() = default;
 
@@ -138,28 +136,51 @@ absl::StatusOr<std::unique_ptr<BpfDatapath>> BpfDatapath::Open(const BpfDatapath
 }
 
 absl::Status BpfDatapath::Load(bool adopt) {
-  SHUNT_RETURN_IF_ERROR(OpenSkeleton(adopt, /*direct=*/true), "");
-  int error = sockhash__load(skeleton_.get());
-  if (error != 0 && error != -EPERM) {
-    log::Debug("no direct loads in sk_msg on this kernel, using probe reads",
-               {{"reason", "no_rdonly_cast"}});
-    SHUNT_RETURN_IF_ERROR(OpenSkeleton(adopt, /*direct=*/false), "");
+  int error = 0;
+  for (const Variant& variant :
+       {Variant{true, true}, Variant{false, true}, Variant{true, false}, Variant{false, false}}) {
+    SHUNT_RETURN_IF_ERROR(OpenSkeleton(adopt, variant), "");
     error = sockhash__load(skeleton_.get());
+    if (error == 0) {
+      log::Debug("kernel programs loaded",
+                 {{"direct_loads", variant.direct}, {"watches_workloads", variant.watches}});
+      std::vector<const struct ::bpf_program*> programs;
+      if (variant.watches) {
+        programs = {skeleton_->progs.shunt_sock_recv_length,
+                    skeleton_->progs.shunt_sock_send_length, skeleton_->progs.shunt_sys_enter};
+      } else {
+        log::Warning("new workloads cannot be watched on this kernel: they are trusted",
+                     {{"reason", "no_tracepoints"}});
+      }
+      watcher_ = std::make_unique<Watcher>(std::move(programs));
+      return absl::OkStatus();
+    }
+    if (error == -EPERM) {
+      break;
+    }
   }
-  return error == 0 ? absl::OkStatus() : LoadError(error);
+  return LoadError(error);
 }
 
-absl::Status BpfDatapath::OpenSkeleton(bool adopt, bool direct) {
+absl::Status BpfDatapath::OpenSkeleton(bool adopt, const Variant& variant) {
   skeleton_.reset(sockhash__open());
   if (skeleton_ == nullptr) {
     return ErrnoStatus(errno, "opening BPF object");
   }
   skeleton_->rodata->rmem_is_charged = options_.rmem_is_charged;
+  skeleton_->rodata->fionread_counts_tcp = options_.fionread_counts_tcp;
+  skeleton_->rodata->can_watch = variant.watches;
   bpf_map__set_max_entries(skeleton_->maps.sockets, 2 * options_.max_pairs);
   bpf_map__set_max_entries(skeleton_->maps.ends, 2 * options_.max_pairs);
-  bpf_program__set_autoload(skeleton_->progs.shunt_msg_direct, direct);
-  bpf_program__set_autoload(skeleton_->progs.shunt_msg_probe, !direct);
-  msg_program_ = direct ? skeleton_->progs.shunt_msg_direct : skeleton_->progs.shunt_msg_probe;
+  bpf_program__set_autoload(skeleton_->progs.shunt_msg_direct, variant.direct);
+  bpf_program__set_autoload(skeleton_->progs.shunt_msg_probe, !variant.direct);
+  for (struct bpf_program* program :
+       {skeleton_->progs.shunt_sock_recv_length, skeleton_->progs.shunt_sock_send_length,
+        skeleton_->progs.shunt_sys_enter}) {
+    bpf_program__set_autoload(program, variant.watches);
+  }
+  msg_program_ =
+      variant.direct ? skeleton_->progs.shunt_msg_direct : skeleton_->progs.shunt_msg_probe;
   return adopt ? ReusePinnedMaps() : absl::OkStatus();
 }
 
@@ -177,7 +198,9 @@ absl::Status BpfDatapath::CreateKernelSide() {
   SHUNT_RETURN_IF_ERROR(pins_.BeginNew(), "");
   struct bpf_map* map;
   bpf_object__for_each_map(map, skeleton_->obj) {
-    SHUNT_RETURN_IF_ERROR(pins_.PinNew(bpf_map__fd(map), "maps", PinNameOf(map)), "");
+    if (!IsOfOneGeneration(map)) {
+      SHUNT_RETURN_IF_ERROR(pins_.PinNew(bpf_map__fd(map), "maps", bpf_map__name(map)), "");
+    }
   }
   const int sock_ops = bpf_program__fd(skeleton_->progs.shunt_sock_ops);
   SHUNT_RETURN_IF_ERROR(pins_.PinNew(sock_ops, "progs", kSockOps), "");
@@ -190,7 +213,8 @@ absl::Status BpfDatapath::CreateKernelSide() {
 absl::Status BpfDatapath::AdoptKernelSide() {
   SHUNT_RETURN_IF_ERROR(Load(/*adopt=*/true), "");
   SHUNT_RETURN_IF_ERROR(AdoptPrograms(), "");
-  return AdoptLinks();
+  SHUNT_RETURN_IF_ERROR(AdoptLinks(), "");
+  return FindLeavingPairs();
 }
 
 absl::Status BpfDatapath::ReusePinnedMaps() {
@@ -210,11 +234,10 @@ absl::Status BpfDatapath::ReusePinnedMaps() {
   }
   struct bpf_map* map;
   bpf_object__for_each_map(map, skeleton_->obj) {
-    const std::string name = PinNameOf(map);
-    // Read-only data belongs to one generation of programs: each loads its own.
-    if (name == "data_rodata") {
+    if (IsOfOneGeneration(map)) {
       continue;
     }
+    const std::string name = bpf_map__name(map);
     absl::StatusOr<UniqueFd> fd = pins_.Get("maps", name);
     if (!fd.ok()) {
       return absl::FailedPreconditionError(
@@ -224,7 +247,8 @@ absl::Status BpfDatapath::ReusePinnedMaps() {
     const __u32 value_size = bpf_map__value_size(map);
     const __u32 entries = bpf_map__max_entries(map);
     // Of these the size is part of the layout; of the others it is the agent's choice.
-    const bool fixed_size = bpf_map__type(map) == BPF_MAP_TYPE_PERCPU_ARRAY;
+    const bool fixed_size =
+        bpf_map__type(map) == BPF_MAP_TYPE_PERCPU_ARRAY || bpf_map__type(map) == BPF_MAP_TYPE_ARRAY;
     if (const int error = bpf_map__reuse_fd(map, fd->get()); error != 0) {
       return ErrnoStatus(error, absl::StrCat("reusing pinned map ", name));
     }
@@ -285,6 +309,7 @@ absl::Status BpfDatapath::AdoptLinks() {
         bpf_map_lookup_elem(bpf_map__fd(skeleton_->maps.policy), &cgroup_id, &policy) != 0) {
       // The cgroup was removed while no agent ran: the kernel detached the link.
       SHUNT_RETURN_IF_ERROR(pins_.Unpin("links", name), "");
+      SHUNT_RETURN_IF_ERROR(pins_.Unpin("options", name), "");
       log::Info("pod's cgroup is gone", {{"pod_uid", pod.target.uid}, {"reason", "cgroup_gone"}});
       continue;
     }
@@ -297,6 +322,12 @@ absl::Status BpfDatapath::AdoptLinks() {
       return ErrnoStatus(errno, absl::StrCat("updating sock_ops program of pod ", pod.target.uid));
     }
     pod.link = std::move(link);
+    SHUNT_ASSIGN_OR_RETURN(pod.options, pins_.Get("options", name), "pin directory is damaged");
+    if (bpf_link_update(pod.options.get(), bpf_program__fd(skeleton_->progs.shunt_setsockopt),
+                        nullptr) != 0) {
+      return ErrnoStatus(errno,
+                         absl::StrCat("updating setsockopt program of pod ", pod.target.uid));
+    }
     pods_.emplace(pod.target.uid, std::move(pod));
   }
   return absl::OkStatus();
@@ -344,6 +375,7 @@ absl::Status BpfDatapath::Enrol(const PodTarget& pod) {
     return Annotate(Attach(pod), absl::StrCat("attaching pod ", pod.uid));
   }
   const std::string context = absl::StrCat("updating policy of pod ", pod.uid);
+  Watch();  // there may be new ports
   const shunt_policy policy = PolicyOf(found->second.id, SHUNT_MODE_ENROL, pod.ports);
   SHUNT_RETURN_IF_ERROR(WritePolicy(policy, pod.cgroup_id), context);
   const bool nothing_leaves = Covers(pod.ports, found->second.target.ports);
@@ -365,6 +397,15 @@ absl::Status BpfDatapath::Attach(const PodTarget& pod) {
   if (!attached.link.valid()) {
     return ErrnoStatus(errno, absl::StrCat("linking sock_ops program to cgroup ", pod.cgroup));
   }
+  // Before any socket of the pod can join.
+  attached.options.Reset(bpf_link_create(bpf_program__fd(skeleton_->progs.shunt_setsockopt),
+                                         cgroup.get(), BPF_CGROUP_SETSOCKOPT, nullptr));
+  if (!attached.options.valid()) {
+    return ErrnoStatus(errno, absl::StrCat("linking setsockopt program to cgroup ", pod.cgroup));
+  }
+  SHUNT_RETURN_IF_ERROR(RecallWorkloads(attached), "");
+  pins_.Unpin("options", PinName(pod.uid)).IgnoreError();  // of an agent that died here
+  SHUNT_RETURN_IF_ERROR(pins_.Pin(attached.options.get(), "options", PinName(pod.uid)), "");
   // The pod id must be there before an agent can find the link and adopt it.
   SHUNT_RETURN_IF_ERROR(
       WritePolicy(PolicyOf(attached.id, SHUNT_MODE_OFF, pod.ports), pod.cgroup_id), "");
@@ -373,9 +414,11 @@ absl::Status BpfDatapath::Attach(const PodTarget& pod) {
           WritePolicy(PolicyOf(attached.id, SHUNT_MODE_ENROL, pod.ports), pod.cgroup_id);
       !status.ok()) {
     pins_.Unpin("links", PinName(pod.uid)).IgnoreError();
+    pins_.Unpin("options", PinName(pod.uid)).IgnoreError();
     return status;
   }
   pods_.emplace(pod.uid, std::move(attached));
+  Watch();
   return absl::OkStatus();
 }
 
@@ -456,8 +499,15 @@ absl::Status BpfDatapath::Detach(const std::string& uid) {
   const auto found = pods_.find(uid);
   const uint32_t id = found->second.id;
   SHUNT_RETURN_IF_ERROR(pins_.Unpin("links", PinName(uid)), "");
+  SHUNT_RETURN_IF_ERROR(pins_.Unpin("options", PinName(uid)), "");
   pods_.erase(found);
   bpf_map_delete_elem(bpf_map__fd(skeleton_->maps.pod_totals), &id);
+  SHUNT_ASSIGN_OR_RETURN(const std::vector<WorkloadRecord> workloads, ReadWorkloads(), "");
+  for (const WorkloadRecord& record : workloads) {
+    if (record.key.pod == id) {
+      bpf_map_delete_elem(bpf_map__fd(skeleton_->maps.workloads), &record.key);
+    }
+  }
   return ForgetLeftovers(id);
 }
 
@@ -493,6 +543,7 @@ absl::StatusOr<std::vector<shunt_end_record>> BpfDatapath::RunIterator(
     const struct ::bpf_program* program, uint32_t pod_id) {
   const std::string context = absl::StrCat("running ", bpf_program__name(program));
   skeleton_->bss->target_pod = pod_id;
+  skeleton_->bss->grace_passed = 1;  // CloseGates() has awaited it
   union bpf_iter_link_info target = {};
   target.map.map_fd = bpf_map__fd(skeleton_->maps.sockets);
   DECLARE_LIBBPF_OPTS(bpf_iter_attach_opts, options, .link_info = &target,
@@ -566,12 +617,7 @@ absl::StatusOr<Totals> BpfDatapath::ReadTotals() {
   std::vector<uint64_t> values(cpus);
   Totals totals;
   for (uint32_t exit = 0; exit < SHUNT_EXIT_COUNT; ++exit) {
-    if (bpf_map_lookup_elem(bpf_map__fd(skeleton_->maps.exits), &exit, values.data()) != 0) {
-      return ErrnoStatus(errno, "reading exits map");
-    }
-    for (const uint64_t value : values) {
-      totals.exits[exit] += value;
-    }
+    SHUNT_ASSIGN_OR_RETURN(totals.exits[exit], ReadExit(exit), "");
   }
   if (bpf_map_lookup_elem(bpf_map__fd(skeleton_->maps.redirected_bytes), &kOnly, values.data()) !=
       0) {
@@ -626,13 +672,185 @@ std::string BpfDatapath::UidOf(uint32_t pod_id) const {
 }
 
 absl::Status BpfDatapath::DrainEvents(const std::function<void(const shunt_event&)>& receive) {
-  receive_ = receive;
+  receive_ = [this, &receive](const shunt_event& event) {
+    TakeNote(event);
+    receive(event);
+  };
   const int got = ring_buffer__consume(events_.get());
   receive_ = nullptr;
   if (got < 0) {
     return ErrnoStatus(got, "reading ring buffer of events");
   }
   return absl::OkStatus();
+}
+
+void BpfDatapath::TakeNote(const shunt_event& event) {
+  if (event.kind == SHUNT_EVENT_LEAVING) {
+    leaver_.Add(event.key);
+  } else if (event.kind == SHUNT_EVENT_WORKLOAD && event.reason == SHUNT_EXIT_WORKLOAD_NEW) {
+    Watch();
+  } else if (event.kind == SHUNT_EVENT_WORKLOAD) {
+    judged_.push_back({event.pod, event.port});
+  }
+}
+
+absl::Status BpfDatapath::RecallWorkloads(const AttachedPod& pod) {
+  for (const KnownWorkload& known : memory_.OfPod(pod.target.uid)) {
+    const shunt_workload_key key = {pod.id, known.port};
+    shunt_workload workload = {};
+    workload.state = known.hazards != 0 ? SHUNT_WORKLOAD_HAZARD : SHUNT_WORKLOAD_CLEAN;
+    workload.hazards = known.hazards;
+    if (bpf_map_update_elem(bpf_map__fd(skeleton_->maps.workloads), &key, &workload, BPF_NOEXIST) !=
+            0 &&
+        errno != EEXIST) {
+      return ErrnoStatus(errno, "writing workloads map");
+    }
+  }
+  return absl::OkStatus();
+}
+
+void BpfDatapath::RememberWorkload(const shunt_workload_key& key) {
+  const std::string uid = UidOf(key.pod);
+  shunt_workload workload = {};
+  if (uid.empty() ||
+      bpf_map_lookup_elem(bpf_map__fd(skeleton_->maps.workloads), &key, &workload) != 0) {
+    return;  // the pod is gone
+  }
+  const auto name = [&workload](shunt_role role) {
+    return std::string(workload.comm[role], strnlen(workload.comm[role], SHUNT_COMM_LEN));
+  };
+  KnownWorkload known = {uid, static_cast<uint16_t>(key.port), workload.hazards, name(SHUNT_CLIENT),
+                         name(SHUNT_SERVER)};
+  const uint32_t elsewhere = memory_.HazardsOf(known.port, known.client, known.server);
+  if (workload.state == SHUNT_WORKLOAD_CLEAN && !known.server.empty() && elsewhere != 0) {
+    workload.state = SHUNT_WORKLOAD_HAZARD;
+    known.hazards = workload.hazards = elsewhere;
+    bpf_map_update_elem(bpf_map__fd(skeleton_->maps.workloads), &key, &workload, BPF_EXIST);
+    log::Warning("workload stays on TCP: another pod's of the same programs does",
+                 {{"pod_uid", uid},
+                  {"server_port", key.port},
+                  {"client", known.client},
+                  {"server", known.server},
+                  {"hazards", HazardNames(elsewhere)},
+                  {"reason", "hazard_known"}});
+  }
+  if (workload.state != SHUNT_WORKLOAD_WATCHED) {
+    memory_.Remember(known);
+  }
+  if (workload.state == SHUNT_WORKLOAD_HAZARD) {
+    LeaveWorkload(key);
+  }
+}
+
+void BpfDatapath::Watch() {
+  if (absl::Status status = watcher_->Watch(Watcher::Clock::now()); !status.ok()) {
+    log::Error("new workloads stay on TCP: they cannot be watched",
+               {{"reason", "no_tracepoints"}, {"err", std::string(status.message())}});
+  }
+}
+
+void BpfDatapath::LeaveWorkload(const shunt_workload_key& workload) {
+  const absl::StatusOr<std::vector<shunt_end_record>> ends = ListEnds();
+  if (!ends.ok()) {
+    log::Error("pairs of a hazardous workload not found",
+               {{"reason", "hazard"}, {"err", std::string(ends.status().message())}});
+    return;
+  }
+  for (const shunt_end_record& record : *ends) {
+    if (record.key.role == SHUNT_SERVER && record.end.pod == workload.pod &&
+        record.end.local_port == workload.port) {
+      leaver_.Add(record.key);
+    }
+  }
+}
+
+absl::Status BpfDatapath::FindLeavingPairs() {
+  SHUNT_ASSIGN_OR_RETURN(const std::vector<shunt_end_record> ends, ListEnds(),
+                         "finding pairs that were told to leave");
+  for (const shunt_end_record& record : ends) {
+    if (record.end.leaving) {
+      leaver_.Add(record.key);
+    }
+  }
+  return absl::OkStatus();
+}
+
+std::optional<std::chrono::microseconds> BpfDatapath::Tend() {
+  using Microseconds = std::chrono::microseconds;
+  for (const shunt_workload_key& workload : judged_) {
+    RememberWorkload(workload);
+  }
+  judged_.clear();
+  if (const absl::StatusOr<uint64_t> lost = ReadExit(SHUNT_EXIT_EVENT_LOST);
+      lost.ok() && *lost != events_lost_ && FindLeavingPairs().ok()) {
+    events_lost_ = *lost;
+  }
+  std::optional<Microseconds> next = leaver_.Step(Leaver::Clock::now());
+  if (const auto watch = watcher_->Step(Watcher::Clock::now()); watch.has_value()) {
+    const auto until = std::chrono::ceil<Microseconds>(*watch);
+    next = next.has_value() ? std::min(*next, until) : until;
+  }
+  return next;
+}
+
+int BpfDatapath::RunLeavePair(const shunt_end_key& key, bool grace_passed) {
+  skeleton_->bss->leaving_key = key;
+  skeleton_->bss->grace_passed = grace_passed;
+  char packet[64] = {};  // not looked at
+  DECLARE_LIBBPF_OPTS(bpf_test_run_opts, options, .data_in = packet,
+                      .data_size_in = sizeof(packet));
+  const int error =
+      bpf_prog_test_run_opts(bpf_program__fd(skeleton_->progs.shunt_leave_pair), &options);
+  if (error != 0) {
+    log::Error("pair cannot be let go: it stays in order, and accelerated in no direction",
+               {{"reason", "let_go_failed"}, {"err", std::string(strerror(-error))}});
+    return 0;
+  }
+  return static_cast<int>(options.retval);
+}
+
+void BpfDatapath::InterruptCpus() {
+  const int program = bpf_program__fd(skeleton_->progs.shunt_interrupt);
+  for (int cpu = 0; cpu < libbpf_num_possible_cpus(); ++cpu) {
+    DECLARE_LIBBPF_OPTS(bpf_test_run_opts, options, .flags = BPF_F_TEST_RUN_ON_CPU,
+                        .cpu = static_cast<__u32>(cpu));
+    // Fails for a CPU that is not online, which runs nothing.
+    bpf_prog_test_run_opts(program, &options);
+  }
+}
+
+void BpfDatapath::AwaitGrace() {
+  if (absl::Status status = WaitForGrace(); !status.ok()) {
+    log::Error("waiting for a grace period failed",
+               {{"reason", "let_go_failed"}, {"err", std::string(status.message())}});
+  }
+}
+
+absl::StatusOr<uint64_t> BpfDatapath::ReadExit(uint32_t exit) const {
+  std::vector<uint64_t> values(static_cast<size_t>(libbpf_num_possible_cpus()));
+  if (bpf_map_lookup_elem(bpf_map__fd(skeleton_->maps.exits), &exit, values.data()) != 0) {
+    return ErrnoStatus(errno, "reading exits map");
+  }
+  return std::accumulate(values.begin(), values.end(), uint64_t{0});
+}
+
+absl::StatusOr<std::vector<WorkloadRecord>> BpfDatapath::ReadWorkloads() {
+  const int fd = bpf_map__fd(skeleton_->maps.workloads);
+  std::vector<WorkloadRecord> records;
+  shunt_workload_key key;
+  const shunt_workload_key* last = nullptr;
+  while (bpf_map_get_next_key(fd, last, &key) == 0) {
+    shunt_workload workload = {};
+    // One that goes meanwhile is not there to be read.
+    if (bpf_map_lookup_elem(fd, &key, &workload) == 0) {
+      records.push_back({key, workload});
+    }
+    last = &key;
+  }
+  if (errno != ENOENT) {
+    return ErrnoStatus(errno, "reading workloads map");
+  }
+  return records;
 }
 
 int BpfDatapath::EventsFd() const { return ring_buffer__epoll_fd(events_.get()); }

@@ -9,9 +9,11 @@
 #ifndef SHUNT_AGENT_DATAPATH_BPF_DATAPATH_H_
 #define SHUNT_AGENT_DATAPATH_BPF_DATAPATH_H_
 
+#include <chrono>
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -20,7 +22,10 @@
 #include "absl/status/statusor.h"
 #include "agent/base/unique_fd.h"
 #include "agent/datapath/datapath.h"
+#include "agent/datapath/leaver.h"
 #include "agent/datapath/pins.h"
+#include "agent/datapath/watcher.h"
+#include "agent/datapath/workload_memory.h"
 
 struct bpf_program;  // libbpf
 struct sockhash;     // sockhash.skel.h, from bpf/shunt.bpf.c
@@ -29,12 +34,15 @@ struct ring_buffer;  // libbpf
 namespace shunt {
 
 struct BpfDatapathOptions {
-  std::string bpffs;            // pin directory
-  uint32_t max_pairs = 65536;   // room in the maps; an adopted map keeps its own size
-  bool rmem_is_charged = true;  // from the behaviour probes
+  std::string bpffs;           // pin directory
+  uint32_t max_pairs = 65536;  // room in the maps; an adopted map keeps its own size
+  // From the behaviour probes.
+  bool rmem_is_charged = true;
+  bool fionread_counts_tcp = true;
+  std::string memory_path;  // of WorkloadMemory
 };
 
-class BpfDatapath : public Datapath {
+class BpfDatapath : public Datapath, private LeavingPairs {
  public:
   // FAILED_PRECONDITION: bpffs missing or read-only, pins damaged or of another
   // ABI version. ALREADY_EXISTS: another agent. PERMISSION_DENIED: capabilities.
@@ -52,6 +60,8 @@ class BpfDatapath : public Datapath {
   absl::StatusOr<std::vector<shunt_end_record>> ListEnds() override;
   std::string UidOf(uint32_t pod_id) const override;
   absl::Status DrainEvents(const std::function<void(const shunt_event&)>& receive) override;
+  std::optional<std::chrono::microseconds> Tend() override;
+  absl::StatusOr<std::vector<WorkloadRecord>> ReadWorkloads() override;
   int EventsFd() const override;
 
  private:
@@ -66,14 +76,20 @@ class BpfDatapath : public Datapath {
     uint32_t id = 0;
     bool retired = false;
     UniqueFd link;
+    UniqueFd options;  // link of the setsockopt program
+  };
+  // How much of the object this kernel takes.
+  struct Variant {
+    bool direct;   // sk_msg looks at the peer by direct loads
+    bool watches;  // the tracepoints of bpf/watch.h
   };
 
   BpfDatapath(Pins pins, const BpfDatapathOptions& options);
 
-  // Opens the object, on the pinned maps if `adopt`, and loads it with the
-  // quickest form of the sk_msg program that the kernel takes.
+  // Opens the object, on the pinned maps if `adopt`, and loads the best variant
+  // that the kernel takes.
   absl::Status Load(bool adopt);
-  absl::Status OpenSkeleton(bool adopt, bool direct);
+  absl::Status OpenSkeleton(bool adopt, const Variant& variant);
   absl::Status CreateKernelSide();
   absl::Status AdoptKernelSide();
   absl::Status ReusePinnedMaps();
@@ -96,6 +112,22 @@ class BpfDatapath : public Datapath {
   absl::StatusOr<std::vector<std::pair<shunt_end_key, shunt_end>>> ReadEnds() const;
   absl::Status ForgetLeftovers(uint32_t pod_id);
 
+  // LeavingPairs.
+  int RunLeavePair(const shunt_end_key& key, bool grace_passed) override;
+  void InterruptCpus() override;
+  void AwaitGrace() override;
+
+  void TakeNote(const shunt_event& event);
+  // Pairs that were told to leave and whose event was lost, or the agent.
+  absl::Status FindLeavingPairs();
+  void LeaveWorkload(const shunt_workload_key& workload);
+  // Tells the kernel side what is remembered of a pod that is being attached.
+  absl::Status RecallWorkloads(const AttachedPod& pod);
+  // Keeps the verdict on a workload; looks whether its programs are known by now.
+  void RememberWorkload(const shunt_workload_key& key);
+  absl::StatusOr<uint64_t> ReadExit(uint32_t exit) const;
+  void Watch();
+
   Pins pins_;
   BpfDatapathOptions options_;
   const struct ::bpf_program* msg_program_ = nullptr;  // of skeleton_
@@ -104,6 +136,11 @@ class BpfDatapath : public Datapath {
   UniqueFd sock_ops_;  // the generation that new pods are attached with
   std::map<std::string, AttachedPod> pods_;
   std::function<void(const shunt_event&)> receive_;
+  Leaver leaver_{this};
+  std::unique_ptr<Watcher> watcher_;
+  WorkloadMemory memory_;
+  std::vector<shunt_workload_key> judged_;  // since the last Tend()
+  uint64_t events_lost_ = 0;
 };
 
 }  // namespace shunt

@@ -7,8 +7,10 @@
 #ifndef SHUNT_AGENT_DATAPATH_DATAPATH_H_
 #define SHUNT_AGENT_DATAPATH_DATAPATH_H_
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -44,6 +46,12 @@ struct PodCounts {
   uint64_t pairs_live = 0;
   uint64_t redirected_bytes = 0;
   uint64_t refused = 0;
+};
+
+// The programs at the two ends of a port of a pod.
+struct WorkloadRecord {
+  shunt_workload_key key = {};
+  shunt_workload workload = {};
 };
 
 struct Totals {
@@ -90,8 +98,14 @@ class Datapath {
   // The uid that enrolled ends carry as shunt_end.pod; empty if unknown.
   virtual std::string UidOf(uint32_t pod_id) const = 0;
 
-  // Delivers what the kernel side reported since the last call. Never blocks.
+  // Delivers what the kernel side reported since the last call, and takes note of
+  // it for Tend(). Never blocks.
   virtual absl::Status DrainEvents(const std::function<void(const shunt_event&)>& receive) = 0;
+  // Does what the kernel side asked for by events: takes pairs back to TCP, watches
+  // new workloads. When to come again although nothing else happens, if ever.
+  virtual std::optional<std::chrono::microseconds> Tend() = 0;
+  // What is known of the workloads of pods that are attached.
+  virtual absl::StatusOr<std::vector<WorkloadRecord>> ReadWorkloads() = 0;
   // Readable when many events wait; -1 if there are none.
   virtual int EventsFd() const = 0;
 };

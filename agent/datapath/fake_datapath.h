@@ -88,6 +88,10 @@ class FakeDatapath : public Datapath {
   absl::Status DrainEvents(const std::function<void(const shunt_event&)>&) override {
     return absl::OkStatus();
   }
+  std::optional<std::chrono::microseconds> Tend() override { return std::nullopt; }
+  absl::StatusOr<std::vector<WorkloadRecord>> ReadWorkloads() override {
+    return std::vector<WorkloadRecord>();
+  }
   int EventsFd() const override { return -1; }
 };
 

@@ -23,7 +23,7 @@ namespace fs = std::filesystem;
 
 constexpr char kVersionDirectory[] = "v1";
 constexpr char kFreshPrefix[] = "v1-new";
-constexpr const char* kKinds[] = {"maps", "progs", "links"};
+constexpr const char* kKinds[] = {"maps", "progs", "links", "options"};
 
 absl::Status MakeDirectory(const std::string& path) {
   if (mkdir(path.c_str(), 0700) == 0 || errno == EEXIST) {

@@ -35,7 +35,7 @@ class Pins {
   absl::Status PinNew(int fd, std::string_view kind, std::string_view name);
   absl::Status PublishNew();
 
-  // kind: "maps", "progs", "links".
+  // kind: "maps", "progs", "links" (sock_ops by pod), "options" (setsockopt by pod).
   std::string Path(std::string_view kind, std::string_view name) const;
   absl::StatusOr<UniqueFd> Get(std::string_view kind, std::string_view name) const;
   absl::Status Pin(int fd, std::string_view kind, std::string_view name);

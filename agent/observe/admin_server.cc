@@ -69,6 +69,8 @@ v1::ExitClass ToProto(ExitClass exit_class) {
       return v1::EXIT_CLASS_REFUSED;
     case ExitClass::kFallback:
       return v1::EXIT_CLASS_FALLBACK;
+    case ExitClass::kLeaving:
+      return v1::EXIT_CLASS_LEAVING;
     case ExitClass::kAgent:
       return v1::EXIT_CLASS_AGENT;
   }

@@ -14,12 +14,20 @@ EventLog::Line MakeLine(const shunt_event& event, log::Level level, std::string_
       {"pod_uid", uid_of(event.pod)},
       {"reason", std::string(ExitReason(event.reason))},
       {"detail", std::string(ExitText(event.reason))},
-      {"role", event.key.role == SHUNT_CLIENT ? "client" : "server"},
-      {"local_port", event.local_port},
-      {"remote_port", event.remote_port},
   };
+  if (event.kind != SHUNT_EVENT_WORKLOAD) {
+    fields["role"] = event.key.role == SHUNT_CLIENT ? "client" : "server";
+    fields["local_port"] = event.local_port;
+    fields["remote_port"] = event.remote_port;
+  }
   if (event.kind == SHUNT_EVENT_LEFT) {
     fields["redirected_bytes"] = event.redirected_bytes;
+  }
+  if (event.port != 0) {
+    fields["server_port"] = event.port;
+  }
+  if (event.hazards != 0) {
+    fields["hazards"] = HazardNames(event.hazards);
   }
   if (suppressed > 0) {
     fields["suppressed"] = suppressed;
@@ -60,8 +68,10 @@ std::optional<EventLog::Verdict> EventLog::Judge(const shunt_event& event) {
       return Verdict{log::Level::kDebug, "pair made"};
     case SHUNT_EVENT_LEFT:
       return Verdict{log::Level::kDebug, "end left"};
+    case SHUNT_EVENT_WORKLOAD:
+      return JudgeWorkload(event.reason);
     case SHUNT_EVENT_REFUSED:
-    case SHUNT_EVENT_HAZARD:
+    case SHUNT_EVENT_LEAVING:
       break;
     default:
       return Verdict{log::Level::kDebug, "event of a kind that this agent does not know"};
@@ -74,10 +84,23 @@ std::optional<EventLog::Verdict> EventLog::Judge(const shunt_event& event) {
   if (!suppressed.has_value()) {
     return std::nullopt;
   }
-  return Verdict{log::Level::kWarning,
-                 event.kind == SHUNT_EVENT_REFUSED ? "connection refused: it stays on TCP"
-                                                   : "hazard: connection goes back to TCP",
-                 *suppressed};
+  if (event.kind == SHUNT_EVENT_LEAVING) {
+    return Verdict{
+        event.reason == SHUNT_EXIT_LEAVING_HAZARD ? log::Level::kWarning : log::Level::kInfo,
+        "pair goes back to TCP", *suppressed};
+  }
+  return Verdict{log::Level::kWarning, "connection refused: it stays on TCP", *suppressed};
+}
+
+EventLog::Verdict EventLog::JudgeWorkload(uint32_t reason) {
+  switch (reason) {
+    case SHUNT_EXIT_WORKLOAD_NEW:
+      return {log::Level::kInfo, "workload is new: on TCP while it is watched"};
+    case SHUNT_EXIT_WORKLOAD_CLEAN:
+      return {log::Level::kInfo, "workload is clean: its connections are accelerated"};
+    default:
+      return {log::Level::kWarning, "workload stays on TCP"};
+  }
 }
 
 std::optional<EventLog::Line> EventLog::Render(const shunt_event& event, const UidOf& uid_of) {

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the kernel side reports, as log lines: every pair at debug, the first
-// pair of each pod at info, refused connections and hazards at warning, there
-// at most one line per pod, kind and reason in 10 s.
+// What the kernel side reports, as log lines: every pair at debug; the first pair
+// of each pod and what is found of each workload at info or warning; refused
+// connections and pairs that go back to TCP likewise, but there at most one line
+// per pod, kind and reason in 10 s.
 //
 // Not thread-safe. Memory is bounded: when more pods have come by than it
 // remembers it forgets them all, at the price of repeated lines.
@@ -57,6 +58,7 @@ class EventLog {
   };
 
   std::optional<Verdict> Judge(const shunt_event& event);
+  static Verdict JudgeWorkload(uint32_t reason);
   std::optional<uint64_t> PassQuiet(const shunt_event& event);
 
   const std::function<Clock::time_point()> now_;

@@ -86,12 +86,12 @@ TEST_F(EventLogTest, EachPodKindAndReasonHasItsOwnQuietTime) {
   EXPECT_TRUE(Render(Event(SHUNT_EVENT_REFUSED, SHUNT_EXIT_REFUSED_MAP_FULL, 1)).has_value());
   EXPECT_TRUE(Render(Event(SHUNT_EVENT_REFUSED, SHUNT_EXIT_REFUSED_MAP_FULL, 2)).has_value());
   EXPECT_TRUE(Render(Event(SHUNT_EVENT_REFUSED, SHUNT_EXIT_REFUSED_MPTCP, 1)).has_value());
-  EXPECT_TRUE(Render(Event(SHUNT_EVENT_HAZARD, SHUNT_EXIT_REFUSED_MPTCP, 1)).has_value());
+  EXPECT_TRUE(Render(Event(SHUNT_EVENT_LEAVING, SHUNT_EXIT_REFUSED_MPTCP, 1)).has_value());
   EXPECT_FALSE(Render(Event(SHUNT_EVENT_REFUSED, SHUNT_EXIT_REFUSED_MAP_FULL, 1)).has_value());
 }
 
 TEST_F(EventLogTest, HazardsAreWarnings) {
-  const auto line = Render(Event(SHUNT_EVENT_HAZARD, SHUNT_EXIT_MSG_GATE_CLOSED));
+  const auto line = Render(Event(SHUNT_EVENT_LEAVING, SHUNT_EXIT_LEAVING_HAZARD));
   ASSERT_TRUE(line.has_value());
   EXPECT_EQ(line->level, log::Level::kWarning);
 }

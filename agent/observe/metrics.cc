@@ -80,6 +80,7 @@ Outcome OutcomeOf(uint32_t exit) {
     case ExitClass::kFallback:
       return {Counted::kMessage, "fallback"};
     case ExitClass::kProgress:
+    case ExitClass::kLeaving:
     case ExitClass::kAgent:
       return {Counted::kExit, nullptr};
   }

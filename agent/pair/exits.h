@@ -6,6 +6,7 @@
 
 #include <array>
 #include <cstdint>
+#include <string>
 #include <string_view>
 
 #include "kmod/uapi/shunt.h"
@@ -21,8 +22,12 @@ enum class ExitClass {
   kPlain,     // a connection that was never to be accelerated
   kRefused,   // a connection that stays on TCP although its pod is listed
   kFallback,  // a message that went by TCP although its pair is enrolled
+  kLeaving,   // a pair that went back to TCP because that is better for it
   kAgent,     // about Shunt itself
 };
+
+// "tcp_ulp, splice"; "unknown" for bits that this agent does not know.
+std::string HazardNames(uint32_t hazards);
 
 // "back_pressure"; "unknown" past the end.
 std::string_view ExitReason(uint32_t exit);

@@ -13,7 +13,7 @@
 
 #include <linux/types.h>
 
-#define SHUNT_ABI_VERSION 1
+#define SHUNT_ABI_VERSION 2
 
 /* Port ranges of one pod, after excludes have been cut out of them. */
 #define SHUNT_MAX_PORT_RANGES 32
@@ -48,7 +48,9 @@ struct shunt_end {
 	__u16 local_port; /* host byte order */
 	__u16 remote_port; /* host byte order; before NAT on the client's side */
 	__u16 family; /* AF_INET or AF_INET6; v4-mapped is AF_INET6 */
-	__u16 gate_closed; /* 1 once this end has been told to leave */
+	__u16 gate_closed; /* 1 once this end hands nothing over any more */
+	__u32 turn; /* where the pair's turns are kept; the server's end knows */
+	__u32 leaving; /* 1 once the pair has been told to leave */
 };
 
 enum shunt_mode {
@@ -97,16 +99,32 @@ struct shunt_policy {
 	X(REFUSED_OTHER_OWNER, "other_owner",                                     \
 	  "socket has a ULP or belongs to another sockmap")                       \
 	X(REFUSED_DUPLICATE, "duplicate", "its fingerprint is taken")             \
+	X(REFUSED_HAZARD, "hazard_known",                                         \
+	  "programs at this port use what a redirected socket cannot do")         \
+	X(REFUSED_OPTION, "socket_option",                                        \
+	  "socket has an option set that a redirected socket ignores")            \
 	X(REFUSED_ERROR, "enrol_error", "the kernel refused for another cause")   \
 	/* sock_ops: how an enrolled end went away */                             \
 	X(LEFT_CLOSED, "left_closed", "connection over")                          \
 	X(LEFT_DISCONNECTED, "left_disconnected", "connect(AF_UNSPEC)")           \
 	X(LEFT_HALF_CLOSED, "left_half_closed", "shutdown(SHUT_WR) with nothing unread")\
 	X(LEFT_REUSED, "left_reused", "socket connects or listens anew")          \
+	/* sk_msg, hooks: why a pair was told to leave */                         \
+	X(LEAVING_STREAM, "stream", "sends much and hears little back: TCP is faster") \
+	X(LEAVING_BACK_PRESSURE, "reader_is_slow", "reader fell a receive buffer behind")\
+	X(LEAVING_MIXED, "fionread",                                              \
+	  "went by TCP once, and FIONREAD of this kernel would not count that")   \
+	X(LEAVING_HAZARD, "hazard", "a program did what a redirected socket cannot do")\
+	/* tracepoints: a new workload */                                         \
+	X(WORKLOAD_NEW, "workload_new", "first connection to this port of the pod")\
+	X(WORKLOAD_CLEAN, "workload_clean", "watched, and nothing found against it")\
+	X(WORKLOAD_HAZARD, "workload_hazard", "watched, and will stay on TCP")    \
 	/* sk_msg: one per message handed to sendmsg */                           \
 	X(REDIRECTED, "redirected", "handed to the peer's socket")                \
 	X(MSG_NO_STATE, "no_state", "socket has no Shunt state")                  \
 	X(MSG_GATE_CLOSED, "gate_closed", "pair is leaving")                      \
+	X(MSG_WATCHED, "watched", "its workload is new and is being watched")     \
+	X(MSG_ULP, "ulp", "one end has a ULP (kTLS)")                             \
 	X(MSG_NO_PEER, "no_peer", "the other end is not enrolled (yet)")          \
 	X(MSG_SHUT_DOWN, "shut_down", "sender has shut down or is not connected") \
 	X(MSG_PEER_CHANGED, "peer_changed", "peer's socket is another one now")   \
@@ -119,6 +137,9 @@ struct shunt_policy {
 	X(MSG_REDIRECT_FAILED, "redirect_failed", "peer left between check and redirect")\
 	/* iterators of the agent */                                              \
 	X(LEFT_DRAINED, "left_drained", "end left the map with nothing unread")   \
+	/* sock_ops: unread TCP bytes that FIONREAD does not show */              \
+	X(RESCUE_ARMED, "rescue_armed", "reader will be woken until it has read its TCP bytes")\
+	X(RESCUE_WOKE, "rescue_woke", "reader was woken for unread TCP bytes")    \
 	X(EVENT_LOST, "event_lost", "ring buffer was full")
 
 enum shunt_exit {
@@ -140,7 +161,53 @@ enum shunt_event_kind {
 	SHUNT_EVENT_PAIR_MADE = 0,
 	SHUNT_EVENT_LEFT = 1,
 	SHUNT_EVENT_REFUSED = 2,
-	SHUNT_EVENT_HAZARD = 3,
+	SHUNT_EVENT_LEAVING = 3, /* the pair is to be let go, now */
+	SHUNT_EVENT_WORKLOAD = 4, /* a workload is new, clean or a hazard */
+};
+
+/*
+ * What a program may do to a socket that a redirected one does otherwise than
+ * TCP. Bits. X(NAME, bit, "name", "what it means").
+ */
+#define SHUNT_HAZARDS(X)                                                          \
+	X(SPLICE, 0, "splice", "splice() from or to the socket")                  \
+	X(WAITALL, 1, "msg_waitall", "recv(MSG_WAITALL)")                         \
+	X(TRUNC, 2, "msg_trunc", "recv(MSG_TRUNC)")                               \
+	X(OOB, 3, "msg_oob", "MSG_OOB")                                           \
+	X(ZEROCOPY, 4, "zerocopy", "SO_ZEROCOPY or MSG_ZEROCOPY")                 \
+	X(LOW_WATER, 5, "so_rcvlowat", "SO_RCVLOWAT above 1")                     \
+	X(ULP, 6, "tcp_ulp", "TCP_ULP (kTLS)")                                    \
+	X(FIONREAD, 7, "fionread", "FIONREAD, on a kernel where it does not count TCP bytes") \
+	X(INQ, 8, "tcp_inq", "TCP_INQ")                                           \
+	X(PEEK_OFF, 9, "so_peek_off", "SO_PEEK_OFF")                              \
+	X(REPAIR, 10, "tcp_repair", "TCP_REPAIR")                                 \
+	X(TIMESTAMPS, 11, "so_timestamping", "receive or send timestamps")
+
+enum shunt_hazard {
+#define SHUNT_HAZARD_ENUM(name, bit, word, text) SHUNT_HAZARD_##name = 1u << bit,
+	SHUNT_HAZARDS(SHUNT_HAZARD_ENUM)
+#undef SHUNT_HAZARD_ENUM
+};
+
+/* A workload: the programs at the two ends of a server port of a pod. */
+struct shunt_workload_key {
+	__u32 pod; /* shunt_policy.pod */
+	__u32 port; /* the server's, host byte order */
+};
+
+enum shunt_workload_state {
+	SHUNT_WORKLOAD_WATCHED = 0, /* enrolled, but its messages still go by TCP */
+	SHUNT_WORKLOAD_CLEAN = 1,
+	SHUNT_WORKLOAD_HAZARD = 2, /* not enrolled */
+};
+
+#define SHUNT_COMM_LEN 16
+
+struct shunt_workload {
+	__u32 state; /* enum shunt_workload_state */
+	__u32 hazards; /* enum shunt_hazard, or-ed */
+	__u32 receives[2]; /* seen while watched, by enum shunt_role */
+	char comm[2][SHUNT_COMM_LEN]; /* name of the task that received, by role */
 };
 
 /* One ring-buffer record. */
@@ -152,6 +219,8 @@ struct shunt_event {
 	__u32 pod;
 	__u16 local_port;
 	__u16 remote_port;
+	__u32 hazards; /* of a WORKLOAD, or for LEAVING_HAZARD */
+	__u32 port; /* the server's, if the kernel side knew */
 };
 
 /* One record of the end iterator: a member of the sockhash, as it stands. */

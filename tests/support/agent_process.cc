@@ -105,6 +105,26 @@ void AgentProcess::WriteYaml(const std::string& text, Rewrite how) {
   }
 }
 
+// As if an earlier agent had watched all ports that the pods list.
+void AgentProcess::RememberAsClean(const std::vector<AgentPod>& pods) {
+  Json workloads = Json::array();
+  for (const AgentPod& pod : pods) {
+    for (const std::string& range : pod.ports) {
+      const size_t dash = range.find('-');
+      const int first = std::stoi(range);
+      const int last = dash == std::string::npos ? first : std::stoi(range.substr(dash + 1));
+      for (int port = first; port <= last && workloads.size() < 4000; port++) {
+        workloads.push_back({{"pod", pod.uid},
+                             {"port", port},
+                             {"hazards", Json::array()},
+                             {"client", ""},
+                             {"server", ""}});
+      }
+    }
+  }
+  WriteFile(directory_ + "/workloads.json", Json{{"version", 1}, {"workloads", workloads}}.dump());
+}
+
 void AgentProcess::Start(const std::vector<std::string>& flags) {
   std::vector<std::string> arguments = launcher_;
   for (const std::string& argument :

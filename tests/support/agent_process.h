@@ -46,9 +46,16 @@ class AgentProcess {
   // ---- configuration ----
   std::string Yaml(const std::vector<AgentPod>& pods) const;
   void WriteYaml(const std::string& text, Rewrite how = Rewrite::kRename);
+  // Also lets the agent know the pods' workloads as clean, unless LearnWorkloads()
+  // was called: most tests are of what comes after that.
   void WritePods(const std::vector<AgentPod>& pods, Rewrite how = Rewrite::kRename) {
+    if (!learns_) {
+      RememberAsClean(pods);
+    }
     WriteYaml(Yaml(pods), how);
   }
+  // The agent has to find out about each workload itself.
+  void LearnWorkloads() { learns_ = true; }
   const std::string& config_path() const { return config_path_; }
   const std::string& socket_path() const { return socket_path_; }
 
@@ -82,6 +89,9 @@ class AgentProcess {
   Json PodEntry(const std::string& uid, const Where& where = Where::Here()) const;
 
  private:
+  void RememberAsClean(const std::vector<AgentPod>& pods);
+
+  bool learns_ = false;
   std::string bpffs_;
   std::string directory_;
   std::string config_path_;

@@ -18,12 +18,12 @@ extern "C" {
 namespace shunt {
 namespace {
 
-static_assert(SHUNT_ABI_VERSION == 1);
+static_assert(SHUNT_ABI_VERSION == 2);
 static_assert(SHUNT_MAX_PORT_RANGES == 32);
 static_assert(SHUNT_CLIENT == 0 && SHUNT_SERVER == 1);
 static_assert(SHUNT_MODE_OFF == 0 && SHUNT_MODE_ENROL == 1);
 static_assert(SHUNT_EVENT_PAIR_MADE == 0 && SHUNT_EVENT_LEFT == 1 && SHUNT_EVENT_REFUSED == 2 &&
-              SHUNT_EVENT_HAZARD == 3);
+              SHUNT_EVENT_LEAVING == 3 && SHUNT_EVENT_WORKLOAD == 4);
 
 static_assert(sizeof(shunt_end_key) == 24 && alignof(shunt_end_key) == 8);
 static_assert(offsetof(shunt_end_key, netns_cookie) == 0);
@@ -32,7 +32,7 @@ static_assert(offsetof(shunt_end_key, server_next) == 12);
 static_assert(offsetof(shunt_end_key, role) == 16);
 static_assert(offsetof(shunt_end_key, zero) == 20);
 
-static_assert(sizeof(shunt_end) == 40 && alignof(shunt_end) == 8);
+static_assert(sizeof(shunt_end) == 48 && alignof(shunt_end) == 8);
 static_assert(offsetof(shunt_end, tcp_sock) == 0);
 static_assert(offsetof(shunt_end, socket_cookie) == 8);
 static_assert(offsetof(shunt_end, joined_ns) == 16);
@@ -42,6 +42,8 @@ static_assert(offsetof(shunt_end, local_port) == 32);
 static_assert(offsetof(shunt_end, remote_port) == 34);
 static_assert(offsetof(shunt_end, family) == 36);
 static_assert(offsetof(shunt_end, gate_closed) == 38);
+static_assert(offsetof(shunt_end, turn) == 40);
+static_assert(offsetof(shunt_end, leaving) == 44);
 
 static_assert(sizeof(shunt_port_range) == 4 && alignof(shunt_port_range) == 2);
 static_assert(offsetof(shunt_port_range, first) == 0);
@@ -60,7 +62,7 @@ static_assert(offsetof(shunt_pod_totals, pairs_ended) == 8);
 static_assert(offsetof(shunt_pod_totals, redirected_bytes) == 16);
 static_assert(offsetof(shunt_pod_totals, refused) == 24);
 
-static_assert(sizeof(shunt_event) == 48 && alignof(shunt_event) == 8);
+static_assert(sizeof(shunt_event) == 56 && alignof(shunt_event) == 8);
 static_assert(offsetof(shunt_event, kind) == 0);
 static_assert(offsetof(shunt_event, reason) == 4);
 static_assert(offsetof(shunt_event, key) == 8);
@@ -68,14 +70,28 @@ static_assert(offsetof(shunt_event, redirected_bytes) == 32);
 static_assert(offsetof(shunt_event, pod) == 40);
 static_assert(offsetof(shunt_event, local_port) == 44);
 static_assert(offsetof(shunt_event, remote_port) == 46);
+static_assert(offsetof(shunt_event, hazards) == 48);
+static_assert(offsetof(shunt_event, port) == 52);
 
-static_assert(sizeof(shunt_end_record) == 80 && alignof(shunt_end_record) == 8);
+static_assert(sizeof(shunt_workload_key) == 8 && alignof(shunt_workload_key) == 4);
+static_assert(offsetof(shunt_workload_key, pod) == 0);
+static_assert(offsetof(shunt_workload_key, port) == 4);
+static_assert(SHUNT_WORKLOAD_WATCHED == 0 && SHUNT_WORKLOAD_CLEAN == 1 &&
+              SHUNT_WORKLOAD_HAZARD == 2);
+
+static_assert(sizeof(shunt_workload) == 48 && alignof(shunt_workload) == 4);
+static_assert(offsetof(shunt_workload, state) == 0);
+static_assert(offsetof(shunt_workload, hazards) == 4);
+static_assert(offsetof(shunt_workload, receives) == 8);
+static_assert(offsetof(shunt_workload, comm) == 16);
+
+static_assert(sizeof(shunt_end_record) == 88 && alignof(shunt_end_record) == 8);
 static_assert(offsetof(shunt_end_record, key) == 0);
 static_assert(offsetof(shunt_end_record, end) == 24);
-static_assert(offsetof(shunt_end_record, redirected_bytes) == 64);
-static_assert(offsetof(shunt_end_record, unread_bytes) == 72);
-static_assert(offsetof(shunt_end_record, state) == 76);
-static_assert(offsetof(shunt_end_record, drained) == 78);
+static_assert(offsetof(shunt_end_record, redirected_bytes) == 72);
+static_assert(offsetof(shunt_end_record, unread_bytes) == 80);
+static_assert(offsetof(shunt_end_record, state) == 84);
+static_assert(offsetof(shunt_end_record, drained) == 86);
 
 static_assert(sizeof(shunt_meta) == 8 && alignof(shunt_meta) == 4);
 static_assert(offsetof(shunt_meta, abi_version) == 0);
@@ -90,6 +106,8 @@ static_assert(std::has_unique_object_representations_v<shunt_pod_totals>);
 static_assert(std::has_unique_object_representations_v<shunt_event>);
 static_assert(std::has_unique_object_representations_v<shunt_end_record>);
 static_assert(std::has_unique_object_representations_v<shunt_meta>);
+static_assert(std::has_unique_object_representations_v<shunt_workload_key>);
+static_assert(std::has_unique_object_representations_v<shunt_workload>);
 
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the images below are little-endian");
 
@@ -127,12 +145,15 @@ shunt_end FilledEnd() {
   end.remote_port = 0x5251;
   end.family = 10;
   end.gate_closed = 1;
+  end.turn = 0x64636261;
+  end.leaving = 1;
   return end;
 }
 
 constexpr char kKeyImage[] = "0102030405060708 090a0b0c0d0e0f10 0100000000000000";
 constexpr char kEndImage[] =
-    "785634128888ffff 2122232425262728 3132333435363738 4142434439050000 901f51520a000100";
+    "785634128888ffff 2122232425262728 3132333435363738 4142434439050000 901f51520a000100 "
+    "6162636401000000";
 
 TEST(AbiImage, EndKey) { EXPECT_EQ(Image(FilledKey()), kKeyImage); }
 
@@ -168,8 +189,10 @@ TEST(AbiImage, Event) {
   event.pod = 0x24232221;
   event.local_port = 0x3231;
   event.remote_port = 0x3433;
-  EXPECT_EQ(Image(event),
-            std::string("0200000008000000 ") + kKeyImage + " 1112131415161718 2122232431323334");
+  event.hazards = 0x44434241;
+  event.port = 0x54535251;
+  EXPECT_EQ(Image(event), std::string("0200000008000000 ") + kKeyImage +
+                              " 1112131415161718 2122232431323334 4142434451525354");
 }
 
 TEST(AbiImage, EndRecord) {
@@ -198,12 +221,16 @@ TEST(Exits, KeepTheirNumbers) {
   EXPECT_EQ(SHUNT_EXIT_PAIR_MADE, 4);
   EXPECT_EQ(SHUNT_EXIT_ORPHAN_RELEASED, 7);
   EXPECT_EQ(SHUNT_EXIT_REFUSED_FAST_OPEN, 8);
-  EXPECT_EQ(SHUNT_EXIT_REFUSED_ERROR, 14);
-  EXPECT_EQ(SHUNT_EXIT_LEFT_CLOSED, 15);
-  EXPECT_EQ(SHUNT_EXIT_REDIRECTED, 19);
-  EXPECT_EQ(SHUNT_EXIT_MSG_REDIRECT_FAILED, 31);
-  EXPECT_EQ(SHUNT_EXIT_LEFT_DRAINED, 32);
-  EXPECT_EQ(SHUNT_EXIT_EVENT_LOST, 33);
+  EXPECT_EQ(SHUNT_EXIT_REFUSED_HAZARD, 14);
+  EXPECT_EQ(SHUNT_EXIT_REFUSED_ERROR, 16);
+  EXPECT_EQ(SHUNT_EXIT_LEFT_CLOSED, 17);
+  EXPECT_EQ(SHUNT_EXIT_LEAVING_STREAM, 21);
+  EXPECT_EQ(SHUNT_EXIT_LEAVING_HAZARD, 24);
+  EXPECT_EQ(SHUNT_EXIT_WORKLOAD_NEW, 25);
+  EXPECT_EQ(SHUNT_EXIT_REDIRECTED, 28);
+  EXPECT_EQ(SHUNT_EXIT_MSG_REDIRECT_FAILED, 42);
+  EXPECT_EQ(SHUNT_EXIT_LEFT_DRAINED, 43);
+  EXPECT_EQ(SHUNT_EXIT_EVENT_LOST, 46);
 }
 
 struct ExitText {

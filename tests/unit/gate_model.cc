@@ -9,8 +9,7 @@ namespace {
 // A first sequence number that wraps after two messages.
 constexpr uint32_t kFirstSequence = -2 * kMessageBytes;
 constexpr uint64_t kCookie = 7, kCookieOfAnotherSocket = 8;
-// The socket's own reference and the psock's, as in bpf/shunt.bpf.c.
-constexpr int kRestingReferences = 2;
+constexpr int kRestingReferences = SHUNT_RESTING_REFERENCES;
 
 bool IsReferencing(uint64_t send_phase) { return send_phase >= 2; }
 
@@ -147,6 +146,8 @@ GateModel::Violation GateModel::DecideSend(State* state, unsigned self_role) {
       /*own_write_seq=*/static_cast<uint32_t>(kFirstSequence + kMessageBytes * self.written_to_tcp),
       /*own_sendable=*/!self.shut_down,
       /*gate_closed=*/static_cast<uint32_t>(self.saw_gate_closed),
+      /*watched=*/0,
+      /*own_ulp=*/0,
       /*message_bytes=*/kMessageBytes,
       /*tcp_idle_seconds=*/0,
       /*peer_known=*/static_cast<uint32_t>(self.knows_peer),
@@ -154,6 +155,7 @@ GateModel::Violation GateModel::DecideSend(State* state, unsigned self_role) {
       /*peer_cookie_before=*/cookie,
       /*peer_cookie_after=*/cookie,
       /*peer_receiving=*/!peer.closed,
+      /*peer_ulp=*/0,
       /*peer_low_water=*/1,
       /*peer_copied_seq=*/
       static_cast<uint32_t>(kFirstSequence + kMessageBytes * peer.read_from_tcp),
@@ -202,8 +204,11 @@ GateModel::Violation GateModel::Apply(State* state, Step step) {
         return nullptr;
       }
       self.phase = kInGate;
+      if (!self.gate_closed && !self.knows_peer && peer.entry) {
+        self.knows_peer = 1;
+        self.gate_closed = peer.told_to_leave;
+      }
       self.saw_gate_closed = self.gate_closed;
-      if (!self.gate_closed && peer.entry) self.knows_peer = 1;
       return nullptr;
     case StepKind::kSendIsDecided:
       return DecideSend(state, step.end);
@@ -307,8 +312,15 @@ GateModel::Violation GateModel::Apply(State* state, Step step) {
       return nullptr;
 
     case StepKind::kAgentStarts:
-      if (options_.stops_enrolment) agent.enrolment_stopped = 1;
       agent.first = step.end;
+      if (options_.leaves_alone) {
+        // begin_leaving() of a member; then the agent's program.
+        for (End& end : state->end) end.told_to_leave = end.entry;
+        if (self.member) self.gate_closed = 1;
+        agent.phase = kReadsGates;
+        return nullptr;
+      }
+      if (options_.stops_enrolment) agent.enrolment_stopped = 1;
       agent.awaits_join = JoinIsUnderWay(*state);
       agent.phase = kAwaitsJoins;
       return nullptr;
@@ -329,14 +341,14 @@ bool GateModel::JoinIsUnderWay(const State& state) {
   return server.join == kLookedUp || server.join == kEntered;
 }
 
-int GateModel::AccountedReferences(const Agent& agent) const {
+int GateModel::AccountedTimers(const Agent& agent) const {
   switch (options_.in_flight_rule) {
     case InFlightRule::kDiscountTimersBefore:
-      return kRestingReferences + agent.timers_before;
+      return agent.timers_before;
     case InFlightRule::kDiscountTimersBeforeAndAfter:
-      return kRestingReferences + (agent.timers_before && agent.timers_after);
+      return agent.timers_before && agent.timers_after;
     case InFlightRule::kPeerIsInNoCall:
-      return agent.peer_in_no_call ? agent.references : kRestingReferences;
+      return 0;
   }
   return 0;
 }
@@ -370,13 +382,22 @@ GateModel::Violation GateModel::ApplyAgent(State* state) {
 
     // From here on to EndVisit(): shunt_let_go()
     case kReadsGates:
+      if (options_.leaves_alone && self.member && !self.gate_closed) {
+        self.gate_closed = 1;  // and is not judged by before the next run
+        return EndVisit(state, false);
+      }
       if (!self.member || !self.gate_closed) return EndVisit(state, false);
+      if (self.is_ready) {
+        agent.phase = kDeletesKey;
+        return nullptr;
+      }
       agent.own_gate_closed = self.gate_closed;
       agent.peer_gate_closed = !peer.entry || peer.gate_closed;
       if (options_.reads_queue_before_references) agent.queue_empty = self.queue == 0;
       agent.phase = kReadsTimers;
       return nullptr;
     case kReadsTimers:
+      agent.peer_is_unlocked = peer.entry && peer.phase != kInGate;
       agent.timers_before = self.timer_armed;
       agent.look_disturbed = self.timer_armed && !self.timer_referenced;
       agent.phase = kReadsReferences;
@@ -398,19 +419,41 @@ GateModel::Violation GateModel::ApplyAgent(State* state) {
           /*own_gate_closed=*/static_cast<uint32_t>(agent.own_gate_closed),
           /*peer_gate_closed=*/static_cast<uint32_t>(agent.peer_gate_closed),
           /*queue_empty=*/static_cast<uint32_t>(agent.queue_empty),
+          /*sender_in_no_call=*/options_.in_flight_rule == InFlightRule::kPeerIsInNoCall &&
+              agent.peer_in_no_call,
+          // Of a peer that is gone the real rule awaits a grace period.
+          /*sender_shows=*/!options_.leaves_alone || !options_.looks_at_the_senders_lock ||
+              agent.peer_is_unlocked || !peer.entry,
           /*references=*/static_cast<int32_t>(agent.references),
-          /*accounted=*/AccountedReferences(agent),
+          /*timers=*/AccountedTimers(agent),
       };
-      const bool is_quiet = options_.may_leave(&view);
+      const enum shunt_leave verdict = options_.may_leave(&view);
+      const bool is_quiet = verdict != SHUNT_STAY;
+      if (verdict == SHUNT_LEAVE) {
+        agent.phase = kDeletesKey;
+        return nullptr;
+      }
       if (is_quiet && self.quiet_looks + 1U >= options_.quiet_looks) {
         agent.phase = kDeletesKey;
         return nullptr;
       }
       coverage_.looks_refused_for_queue += !view.queue_empty;
-      coverage_.looks_refused_for_reference += view.references > view.accounted;
+      coverage_.looks_refused_for_reference +=
+          view.references > SHUNT_RESTING_REFERENCES + view.timers;
       return EndVisit(state, is_quiet);
     }
     case kDeletesKey:
+      if (options_.leaves_alone) {
+        self.is_ready = 1;
+        if (peer.member && !peer.is_ready) return EndVisit(state, false);
+        for (End* end : {&self, &state->end[Visited(agent) ^ 1]}) {
+          end->is_ready = 0;
+          if (!end->member) continue;
+          ++coverage_.keys_deleted;
+          if (const Violation violation = DeleteKey(end)) return violation;
+        }
+        return EndVisit(state, false);
+      }
       ++coverage_.keys_deleted;
       // close() may have been quicker.
       if (self.member) {

@@ -67,11 +67,16 @@ struct GateModelOptions {
   bool stops_enrolment = true;
   bool closes_both_gates = true;
   bool awaits_grace_period = true;
+  // shunt_leave_pair(), for a pair that is told to leave by a program: nothing is
+  // awaited and enrolment goes on. Closing a gate is seen at once by all (every
+  // CPU was interrupted), but who passed before may not have taken its reference.
+  bool leaves_alone = false;
+  bool looks_at_the_senders_lock = true;
   bool reads_queue_before_references = false;
   unsigned quiet_looks = 2;  // 1 or 2; the real rule wants SHUNT_QUIET_LOOKS
   InFlightRule in_flight_rule = InFlightRule::kDiscountTimersBeforeAndAfter;
   enum shunt_exit (*gate)(const struct shunt_gate_view*) = shunt_gate;
-  int (*may_leave)(const struct shunt_leave_view*) = shunt_may_leave;
+  enum shunt_leave (*may_leave)(const struct shunt_leave_view*) = shunt_may_leave;
 };
 
 enum class StepKind : uint8_t {
@@ -124,6 +129,7 @@ class GateModel {
     uint64_t entry : 1;   // in the map `ends`
     uint64_t member : 1;  // in the map `sockets`, hence has a psock
     uint64_t gate_closed : 1;
+    uint64_t told_to_leave : 1;  // in the map `ends`
 
     // Receiving; bit i stands for message i, bit kFin for the peer's FIN.
     uint64_t queue : 4;  // psock
@@ -138,6 +144,7 @@ class GateModel {
     uint64_t timer_referenced : 1;
     uint64_t quiet_looks : 1;
     uint64_t last_look_disturbed : 1;  // and quiet
+    uint64_t is_ready : 1;             // to leave, with the other end
   };
 
   struct Agent {
@@ -155,6 +162,7 @@ class GateModel {
     uint64_t references : 3;
     uint64_t timers_after : 1;
     uint64_t peer_in_no_call : 1;
+    uint64_t peer_is_unlocked : 1;
     uint64_t queue_empty : 1;
     uint64_t look_disturbed : 1;
   };
@@ -216,7 +224,7 @@ class GateModel {
   Violation Check(const State& state) const;
   bool IsSettled(const State& state) const;
   bool MayBeDisturbed(const End& visited) const;
-  int AccountedReferences(const Agent& agent) const;
+  int AccountedTimers(const Agent& agent) const;
   bool MayTouchTimer(const State& state, unsigned self) const;
 
   static unsigned Visited(const Agent& agent) { return agent.first ^ agent.second_visit; }

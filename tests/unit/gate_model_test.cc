@@ -95,6 +95,7 @@ GateModelOptions WithTimers(GateModelOptions options, Timers timers) {
 constexpr auto kClosing = &GateModelOptions::may_close;
 constexpr auto kShuttingDown = &GateModelOptions::may_shut_down;
 constexpr auto kLeaving = &GateModelOptions::agent_leaves;
+constexpr auto kAlone = &GateModelOptions::leaves_alone;
 
 void PrintTo(const Scenario& scenario, std::ostream* out) { *out << scenario.name; }
 
@@ -118,19 +119,27 @@ TEST_P(GateModelHolds, InEveryReachableState) {
 INSTANTIATE_TEST_SUITE_P(
     All, GateModelHolds,
     testing::Values(
-        Scenario{"BothEndsSendAndLeave", Options(3, 2), 780'000, kLeavingExits},
-        Scenario{"QueueHoldsSeveralMessages", WithLimit(Options(3, 2), 5), 1'130'000,
-                 kLeavingExits},
-        Scenario{"LongOneWayStream", WithLimit(Options(4, 1), 3), 570'000,
+        Scenario{"BothEndsSendAndLeave", Options(3, 2), 420'000, kLeavingExits},
+        Scenario{"QueueHoldsSeveralMessages", WithLimit(Options(3, 2), 5), 620'000, kLeavingExits},
+        Scenario{"LongOneWayStream", WithLimit(Options(4, 1), 3), 310'000,
                  kLeavingExits | Exits(SHUNT_EXIT_MSG_BACK_PRESSURE)},
+        Scenario{"LeavesAlone",
+                 With(Without(Options(3, 2), &GateModelOptions::stops_enrolment), kAlone),
+                 1'370'000, kLeavingExits},
+        Scenario{
+            "LeavesAloneAndCloses",
+            With(With(Without(Options(1, 1), &GateModelOptions::stops_enrolment), kAlone),
+                 kClosing),
+            1'000'000,
+            Exits(SHUNT_EXIT_REDIRECTED, SHUNT_EXIT_MSG_GATE_CLOSED, SHUNT_EXIT_MSG_PEER_CLOSED)},
         Scenario{"LeavesWhileTimersRun",
                  WithTimers(Options(2, 1), Timers::kNoTwoLooksInARowDisturbed), 1'330'000,
                  kLeavingExits},
         Scenario{
-            "ShutsDownWhileLeaving", With(Options(1, 1), kShuttingDown), 1'790'000,
+            "ShutsDownWhileLeaving", With(Options(1, 1), kShuttingDown), 860'000,
             Exits(SHUNT_EXIT_REDIRECTED, SHUNT_EXIT_MSG_GATE_CLOSED, SHUNT_EXIT_MSG_SHUT_DOWN)},
         Scenario{"ClosesWhileLeaving", With(With(Options(2, 0), kShuttingDown), kClosing),
-                 4'020'000,
+                 1'920'000,
                  kLeavingExits | Exits(SHUNT_EXIT_MSG_PEER_CLOSED, SHUNT_EXIT_MSG_PEER_CHANGED)},
         Scenario{
             "ShutsDownAndCloses",
@@ -166,25 +175,25 @@ enum shunt_exit GateThatNeverCloses(const struct shunt_gate_view* view) {
   return shunt_gate(&changed);
 }
 
-int LeaveWithoutReferences(const struct shunt_leave_view* view) {
+enum shunt_leave LeaveWithoutReferences(const struct shunt_leave_view* view) {
   struct shunt_leave_view changed = *view;
-  changed.references = changed.accounted;
+  changed.references = SHUNT_RESTING_REFERENCES;
   return shunt_may_leave(&changed);
 }
 
-int LeaveWithoutQueue(const struct shunt_leave_view* view) {
+enum shunt_leave LeaveWithoutQueue(const struct shunt_leave_view* view) {
   struct shunt_leave_view changed = *view;
   changed.queue_empty = 1;
   return shunt_may_leave(&changed);
 }
 
-int LeaveWithoutPeerGate(const struct shunt_leave_view* view) {
+enum shunt_leave LeaveWithoutPeerGate(const struct shunt_leave_view* view) {
   struct shunt_leave_view changed = *view;
   changed.peer_gate_closed = 1;
   return shunt_may_leave(&changed);
 }
 
-int LeaveNever(const struct shunt_leave_view*) { return 0; }
+enum shunt_leave LeaveNever(const struct shunt_leave_view*) { return SHUNT_STAY; }
 
 GateModelOptions WithGate(GateModelOptions options,
                           enum shunt_exit (*gate)(const struct shunt_gate_view*)) {
@@ -193,7 +202,7 @@ GateModelOptions WithGate(GateModelOptions options,
 }
 
 GateModelOptions WithLeave(GateModelOptions options,
-                           int (*may_leave)(const struct shunt_leave_view*)) {
+                           enum shunt_leave (*may_leave)(const struct shunt_leave_view*)) {
   options.may_leave = may_leave;
   return options;
 }
@@ -253,6 +262,9 @@ INSTANTIATE_TEST_SUITE_P(
                            LeaveWithoutPeerGate),
                  kEpipe},
         Mutation{"NoGracePeriod", Without(Options(1, 0), &GateModelOptions::awaits_grace_period),
+                 kEpipe},
+        Mutation{"NoLookAtTheSendersLock",
+                 Without(With(Options(1, 0), kAlone), &GateModelOptions::looks_at_the_senders_lock),
                  kEpipe},
         Mutation{"EnrolmentGoesOn", Without(Options(1, 1), &GateModelOptions::stops_enrolment),
                  kEpipe},

@@ -42,6 +42,8 @@ const std::vector<Obstacle>& Obstacles() {
   static const std::vector<Obstacle>* const obstacles = new std::vector<Obstacle>{
       {"gate closed", SHUNT_EXIT_MSG_GATE_CLOSED, [](auto* view) { view->gate_closed = 1; }},
       {"shut down", SHUNT_EXIT_MSG_SHUT_DOWN, [](auto* view) { view->own_sendable = 0; }},
+      {"workload watched", SHUNT_EXIT_MSG_WATCHED, [](auto* view) { view->watched = 1; }},
+      {"own kTLS", SHUNT_EXIT_MSG_ULP, [](auto* view) { view->own_ulp = 1; }},
       {"no peer", SHUNT_EXIT_MSG_NO_PEER, [](auto* view) { view->peer_known = 0; }},
       {"peer was another socket", SHUNT_EXIT_MSG_PEER_CHANGED,
        [](auto* view) { view->peer_cookie_before = 43; }},
@@ -49,6 +51,7 @@ const std::vector<Obstacle>& Obstacles() {
        [](auto* view) { view->peer_cookie_after = 43; }},
       {"peer does not receive", SHUNT_EXIT_MSG_PEER_CLOSED,
        [](auto* view) { view->peer_receiving = 0; }},
+      {"peer's kTLS", SHUNT_EXIT_MSG_ULP, [](auto* view) { view->peer_ulp = 1; }},
       {"peer waits for more than a byte", SHUNT_EXIT_MSG_LOW_WATER,
        [](auto* view) { view->peer_low_water = 2; }},
       {"TCP bytes unread", SHUNT_EXIT_MSG_TCP_UNREAD, [](auto* view) { --view->peer_copied_seq; }},
@@ -161,20 +164,97 @@ TEST(Gate, EqualCookiesOfAnotherSocketDoNotPass) {
   EXPECT_EQ(shunt_gate(&view), SHUNT_EXIT_MSG_PEER_CHANGED);
 }
 
-TEST(MayLeave, OnlyWhenAllConditionsHold) {
-  for (uint32_t own = 0; own <= 1; ++own) {
-    for (uint32_t peer = 0; peer <= 1; ++peer) {
-      for (uint32_t empty = 0; empty <= 1; ++empty) {
-        for (int32_t references = 1; references <= 4; ++references) {
-          for (int32_t accounted = 2; accounted <= 3; ++accounted) {
-            const shunt_leave_view view = {own, peer, empty, references, accounted};
-            const bool expected = own && peer && empty && references <= accounted;
-            EXPECT_EQ(shunt_may_leave(&view) != 0, expected)
-                << own << peer << empty << " " << references << " of " << accounted;
-          }
-        }
-      }
+// ---- reasons to leave ------------------------------------------------------
+
+TEST(ReasonToLeave, EachExitHasItsOwn) {
+  struct {
+    shunt_exit exit;
+    shunt_exit reason;
+    shunt_exit reason_if_fionread_misses;
+  } const cases[] = {
+      {SHUNT_EXIT_REDIRECTED, SHUNT_EXIT_COUNT, SHUNT_EXIT_COUNT},
+      {SHUNT_EXIT_MSG_GATE_CLOSED, SHUNT_EXIT_COUNT, SHUNT_EXIT_COUNT},
+      {SHUNT_EXIT_MSG_WATCHED, SHUNT_EXIT_COUNT, SHUNT_EXIT_COUNT},
+      {SHUNT_EXIT_MSG_PEER_CLOSED, SHUNT_EXIT_COUNT, SHUNT_EXIT_COUNT},
+      {SHUNT_EXIT_MSG_LOW_WATER, SHUNT_EXIT_LEAVING_HAZARD, SHUNT_EXIT_LEAVING_HAZARD},
+      {SHUNT_EXIT_MSG_ULP, SHUNT_EXIT_LEAVING_HAZARD, SHUNT_EXIT_LEAVING_HAZARD},
+      {SHUNT_EXIT_MSG_BACK_PRESSURE, SHUNT_EXIT_LEAVING_BACK_PRESSURE,
+       SHUNT_EXIT_LEAVING_BACK_PRESSURE},
+      {SHUNT_EXIT_MSG_NO_PEER, SHUNT_EXIT_COUNT, SHUNT_EXIT_LEAVING_MIXED},
+      {SHUNT_EXIT_MSG_TCP_UNREAD, SHUNT_EXIT_COUNT, SHUNT_EXIT_LEAVING_MIXED},
+      {SHUNT_EXIT_MSG_MEMORY_PRESSURE, SHUNT_EXIT_COUNT, SHUNT_EXIT_LEAVING_MIXED},
+      {SHUNT_EXIT_MSG_REFRESH, SHUNT_EXIT_COUNT, SHUNT_EXIT_LEAVING_MIXED},
+  };
+  for (const auto& test : cases) {
+    uint32_t score = 0;
+    EXPECT_EQ(shunt_reason_to_leave(test.exit, /*turned=*/1, /*may_mix=*/1, &score), test.reason)
+        << test.exit;
+    EXPECT_EQ(shunt_reason_to_leave(test.exit, 1, 0, &score), test.reason_if_fionread_misses)
+        << test.exit;
+  }
+}
+
+// After how many messages a pattern of `burst` messages per turn leaves; 0: never.
+unsigned LeavesAfter(unsigned burst) {
+  uint32_t score = 0;
+  for (unsigned message = 0; message < 100'000; ++message) {
+    if (shunt_reason_to_leave(SHUNT_EXIT_REDIRECTED, message % burst == 0, 1, &score) !=
+        SHUNT_EXIT_COUNT) {
+      return message + 1;
     }
+  }
+  return 0;
+}
+
+TEST(ReasonToLeave, AStreamLeavesAndADialogueStays) {
+  EXPECT_EQ(LeavesAfter(1'000'000), SHUNT_ONE_WAY_LIMIT + 1);
+  for (unsigned burst = 1; burst <= SHUNT_TURN_CREDIT + 1; ++burst) {
+    EXPECT_EQ(LeavesAfter(burst), 0u) << burst;
+  }
+  for (unsigned burst = SHUNT_TURN_CREDIT + 2; burst <= 64; ++burst) {
+    EXPECT_NE(LeavesAfter(burst), 0u) << burst;
+  }
+}
+
+// ---- leaving ---------------------------------------------------------------
+
+shunt_leave_view LeavingView() { return {1, 1, 1, 0, 1, SHUNT_RESTING_REFERENCES, 0}; }
+
+TEST(MayLeave, NeedsBothGatesClosedAndAnEmptyQueue) {
+  shunt_leave_view view = LeavingView();
+  EXPECT_EQ(shunt_may_leave(&view), SHUNT_LEAVE);
+  for (uint32_t shunt_leave_view::*condition :
+       {&shunt_leave_view::own_gate_closed, &shunt_leave_view::peer_gate_closed,
+        &shunt_leave_view::queue_empty}) {
+    for (uint32_t in_no_call = 0; in_no_call <= 1; ++in_no_call) {
+      view = LeavingView();
+      view.sender_in_no_call = in_no_call;
+      view.*condition = 0;
+      EXPECT_EQ(shunt_may_leave(&view), SHUNT_STAY);
+    }
+  }
+}
+
+TEST(MayLeave, WhatItMakesOfReferences) {
+  struct {
+    uint32_t in_no_call;
+    uint32_t shows;
+    int32_t references;
+    int32_t timers;
+    shunt_leave verdict;
+  } const cases[] = {
+      {1, 0, 9, 0, SHUNT_LEAVE},  // nobody is there who could hold one
+      {0, 0, 2, 0, SHUNT_STAY},   // one who has passed may not show yet
+      {0, 1, 2, 0, SHUNT_LEAVE}, {0, 1, 3, 0, SHUNT_STAY}, {0, 1, 3, 1, SHUNT_LEAVE_IF_QUIET},
+      {0, 1, 4, 1, SHUNT_STAY},  {0, 0, 3, 1, SHUNT_STAY},
+  };
+  for (const auto& test : cases) {
+    shunt_leave_view view = LeavingView();
+    view.sender_in_no_call = test.in_no_call;
+    view.sender_shows = test.shows;
+    view.references = test.references;
+    view.timers = test.timers;
+    EXPECT_EQ(shunt_may_leave(&view), test.verdict) << test.references << " " << test.timers;
   }
 }
 

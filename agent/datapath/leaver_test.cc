@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "agent/datapath/leaver.h"
+
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace shunt {
+namespace {
+
+using std::chrono::milliseconds;
+using testing::ElementsAre;
+
+// Each pair stays a member for as many runs as it is given.
+class FakePairs : public LeavingPairs {
+ public:
+  std::map<uint32_t, int> runs_left;  // by client_next; absent: no such pair
+  std::vector<std::string> calls;
+
+  int RunLeavePair(const shunt_end_key& key, bool grace_passed) override {
+    calls.push_back(absl::StrCat("run ", key.client_next, grace_passed ? " after grace" : ""));
+    const auto found = runs_left.find(key.client_next);
+    return found != runs_left.end() && found->second-- > 0 ? 2 : 0;
+  }
+  void InterruptCpus() override { calls.push_back("interrupt"); }
+  void AwaitGrace() override { calls.push_back("grace"); }
+};
+
+shunt_end_key Key(uint32_t client_next, shunt_role role = SHUNT_CLIENT) {
+  shunt_end_key key = {};
+  key.client_next = client_next;
+  key.role = role;
+  return key;
+}
+
+class LeaverTest : public testing::Test {
+ protected:
+  FakePairs pairs_;
+  Leaver leaver_{&pairs_};
+  Leaver::Clock::time_point now_;
+};
+
+TEST_F(LeaverTest, HasNothingToDoAtFirst) {
+  EXPECT_EQ(leaver_.Step(now_), std::nullopt);
+  EXPECT_TRUE(pairs_.calls.empty());
+}
+
+TEST_F(LeaverTest, ClosesGatesThenInterruptsThenLooks) {
+  pairs_.runs_left = {{1, 1}, {2, 1}};
+  leaver_.Add(Key(1));
+  leaver_.Add(Key(2));
+  EXPECT_EQ(leaver_.Step(now_), std::nullopt);
+  EXPECT_THAT(pairs_.calls, ElementsAre("run 1", "run 2", "interrupt", "run 1", "run 2"));
+  EXPECT_EQ(leaver_.size(), 0u);
+}
+
+TEST_F(LeaverTest, TakesBothEndsOfAPairForOne) {
+  pairs_.runs_left = {{1, 5}};
+  leaver_.Add(Key(1, SHUNT_CLIENT));
+  leaver_.Add(Key(1, SHUNT_SERVER));
+  EXPECT_EQ(leaver_.size(), 1u);
+}
+
+TEST_F(LeaverTest, DoesNotInterruptForAPairThatIsGone) {
+  leaver_.Add(Key(1));
+  EXPECT_EQ(leaver_.Step(now_), std::nullopt);
+  EXPECT_THAT(pairs_.calls, ElementsAre("run 1"));
+}
+
+TEST_F(LeaverTest, LooksAgainOnlyWhenDue) {
+  pairs_.runs_left = {{1, 3}};
+  leaver_.Add(Key(1));
+  EXPECT_EQ(leaver_.Step(now_), Leaver::kFirstLooks);
+  pairs_.calls.clear();
+  EXPECT_EQ(leaver_.Step(now_ + Leaver::kFirstLooks / 2), Leaver::kFirstLooks / 2);
+  EXPECT_TRUE(pairs_.calls.empty());
+  EXPECT_EQ(leaver_.Step(now_ + Leaver::kFirstLooks), Leaver::kFirstLooks);
+  EXPECT_EQ(leaver_.Step(now_ + 2 * Leaver::kFirstLooks), std::nullopt);
+}
+
+TEST_F(LeaverTest, AwaitsOneGracePeriodForAPairThatStaysAndThenLooksMoreRarely) {
+  pairs_.runs_left = {{1, 1'000'000}};
+  leaver_.Add(Key(1));
+  std::optional<Leaver::Microseconds> pause;
+  for (unsigned look = 0; look < Leaver::kFirstLooksCount; ++look) {
+    pause = leaver_.Step(now_);
+    ASSERT_EQ(pause, Leaver::kFirstLooks);
+    now_ += *pause;
+  }
+  EXPECT_THAT(pairs_.calls, testing::Not(testing::Contains("grace")));
+  pairs_.calls.clear();
+  for (unsigned look = 0; look < 100; ++look) {
+    pause = leaver_.Step(now_);
+    now_ += *pause;
+  }
+  EXPECT_EQ(std::count(pairs_.calls.begin(), pairs_.calls.end(), "grace"), 1);
+  EXPECT_EQ(pairs_.calls.back(), "run 1 after grace");
+  EXPECT_EQ(pause, Leaver::kRarestLook);
+}
+
+}  // namespace
+}  // namespace shunt
