@@ -219,8 +219,8 @@ int shunt_list_ends(struct bpf_iter__sockmap *ctx)
 	return 0;
 }
 
-/* From the end of this run plus one RCU grace period on, nothing passes a gate
- * that it closed. Enrolment of such ends must have been stopped before. */
+/* Run again until nothing can join under an older policy any more. Before
+ * shunt_let_go every CPU is to be interrupted. */
 SEC("iter/sockmap")
 int shunt_close_gates(struct bpf_iter__sockmap *ctx)
 {
@@ -238,8 +238,10 @@ int shunt_close_gates(struct bpf_iter__sockmap *ctx)
 	if (!told && shunt_policy_lists(&keep, state->server_port))
 		return 0;
 	state->gate_closed = 1;
-	if (end)
+	if (end) {
+		end->leaving = 1; /* so that a peer yet to join closes its gate, too */
 		end->gate_closed = 1;
+	}
 	return 0;
 }
 

@@ -116,7 +116,10 @@ void BpfDatapath::RingBufferDeleter::operator()(struct ::ring_buffer* events) co
 }
 
 BpfDatapath::BpfDatapath(Pins pins, const BpfDatapathOptions& options)
-    : pins_(std::move(pins)), options_(options), memory_(options.memory_path) {}
+    : pins_(std::move(pins)),
+      options_(options),
+      grace_(std::make_unique<Grace>([this] { AwaitGrace(); })),
+      memory_(options.memory_path) {}
 
 BpfDatapath::~BpfDatapath() = default;
 
@@ -315,6 +318,8 @@ absl::Status BpfDatapath::AdoptLinks() {
     }
     pod.id = policy.pod;
     pod.retired = policy.mode == SHUNT_MODE_OFF;
+    pod.sweeps = true;  // the agent may have died between policy and gates
+    pod.joins = grace_->Ask();
     for (uint32_t i = 0; i < std::min<uint32_t>(policy.range_count, SHUNT_MAX_PORT_RANGES); ++i) {
       pod.target.ports.push_back({policy.ranges[i].first, policy.ranges[i].last});
     }
@@ -381,7 +386,8 @@ absl::Status BpfDatapath::Enrol(const PodTarget& pod) {
   const bool nothing_leaves = Covers(pod.ports, found->second.target.ports);
   found->second.target = pod;
   found->second.retired = false;
-  return nothing_leaves ? absl::OkStatus() : Annotate(CloseGates(policy), context);
+  SHUNT_RETURN_IF_ERROR(RecallWorkloads(found->second), context);
+  return nothing_leaves ? absl::OkStatus() : Annotate(BeginSweep(&found->second), context);
 }
 
 absl::Status BpfDatapath::Attach(const PodTarget& pod) {
@@ -430,14 +436,20 @@ absl::Status BpfDatapath::WritePolicy(const shunt_policy& policy, uint64_t cgrou
   return absl::OkStatus();
 }
 
-absl::Status BpfDatapath::CloseGates(const shunt_policy& policy) {
-  // A sock_ops run that still saw the old policy may be inserting a socket.
-  SHUNT_RETURN_IF_ERROR(WaitForGrace(), "closing gates");
-  skeleton_->bss->keep = policy;
-  SHUNT_RETURN_IF_ERROR(RunIterator(skeleton_->progs.shunt_close_gates, policy.pod).status(),
+absl::Status BpfDatapath::BeginSweep(AttachedPod* pod) {
+  pod->sweeps = true;
+  pod->all_closed = false;
+  pod->joins = grace_->Ask();
+  return CloseGates(*pod);
+}
+
+absl::Status BpfDatapath::CloseGates(const AttachedPod& pod) {
+  skeleton_->bss->keep =
+      PolicyOf(pod.id, pod.retired ? SHUNT_MODE_OFF : SHUNT_MODE_ENROL, pod.target.ports);
+  SHUNT_RETURN_IF_ERROR(RunIterator(skeleton_->progs.shunt_close_gates, pod.id).status(),
                         "closing gates");
-  // An sk_msg run that still saw a gate open may be about to redirect.
-  return Annotate(WaitForGrace(), "closing gates");
+  InterruptCpus();
+  return absl::OkStatus();
 }
 
 absl::StatusOr<uint32_t> BpfDatapath::AllotPodId() {
@@ -467,7 +479,7 @@ absl::Status BpfDatapath::Retire(const std::string& uid) {
     return Annotate(status, context);
   }
   found->second.retired = true;
-  return Annotate(CloseGates(policy), context);
+  return Annotate(BeginSweep(&found->second), context);
 }
 
 absl::StatusOr<Waiting> BpfDatapath::LetGo(const std::string& uid) {
@@ -475,9 +487,19 @@ absl::StatusOr<Waiting> BpfDatapath::LetGo(const std::string& uid) {
   if (found == pods_.end()) {
     return absl::NotFoundError(absl::StrCat("letting pod ", uid, " go: not attached"));
   }
+  AttachedPod& pod = found->second;
+  const std::string context = absl::StrCat("letting pod ", uid, " go");
+  if (pod.sweeps && !pod.all_closed) {
+    // A socket may have joined under the old policy since the last sweep.
+    const bool last = grace_->Passed(pod.joins);
+    SHUNT_RETURN_IF_ERROR(CloseGates(pod), context);
+    pod.all_closed = last;
+    pod.messages = last ? grace_->Ask() : 0;
+  }
   SHUNT_ASSIGN_OR_RETURN(const std::vector<shunt_end_record> records,
-                         RunIterator(skeleton_->progs.shunt_let_go, found->second.id),
-                         absl::StrCat("letting pod ", uid, " go"));
+                         RunIterator(skeleton_->progs.shunt_let_go, pod.id,
+                                     pod.all_closed && grace_->Passed(pod.messages)),
+                         context);
   Waiting waiting;
   for (const shunt_end_record& record : records) {
     if (record.drained) {
@@ -489,8 +511,13 @@ absl::StatusOr<Waiting> BpfDatapath::LetGo(const std::string& uid) {
       waiting.examples.push_back(record);
     }
   }
-  if (waiting.ends == 0 && found->second.retired) {
-    SHUNT_RETURN_IF_ERROR(Detach(uid), absl::StrCat("letting pod ", uid, " go"));
+  waiting.may_grow = pod.sweeps && !pod.all_closed;
+  if (waiting.ends > 0 || waiting.may_grow) {
+    return waiting;
+  }
+  pod.sweeps = false;
+  if (pod.retired) {
+    SHUNT_RETURN_IF_ERROR(Detach(uid), context);
   }
   return waiting;
 }
@@ -531,19 +558,21 @@ absl::Status BpfDatapath::RemovePins() {
   return pins_.RemoveAll();
 }
 
-absl::Status BpfDatapath::WaitForGrace() {
+void BpfDatapath::AwaitGrace() const {
   const int token = bpf_map__fd(skeleton_->maps.grace_token);
   if (bpf_map_update_elem(bpf_map__fd(skeleton_->maps.grace), &kOnly, &token, BPF_ANY) != 0) {
-    return ErrnoStatus(errno, "waiting for running BPF programs");
+    // Of a map that is there, with a value that is there: only for want of memory.
+    log::Error("waiting for running BPF programs failed; waiting a second instead",
+               {{"reason", "grace_failed"}, {"err", std::string(strerror(errno))}});
+    sleep(1);
   }
-  return absl::OkStatus();
 }
 
 absl::StatusOr<std::vector<shunt_end_record>> BpfDatapath::RunIterator(
-    const struct ::bpf_program* program, uint32_t pod_id) {
+    const struct ::bpf_program* program, uint32_t pod_id, bool grace_passed) {
   const std::string context = absl::StrCat("running ", bpf_program__name(program));
   skeleton_->bss->target_pod = pod_id;
-  skeleton_->bss->grace_passed = 1;  // CloseGates() has awaited it
+  skeleton_->bss->grace_passed = grace_passed;
   union bpf_iter_link_info target = {};
   target.map.map_fd = bpf_map__fd(skeleton_->maps.sockets);
   DECLARE_LIBBPF_OPTS(bpf_iter_attach_opts, options, .link_info = &target,
@@ -816,13 +845,6 @@ void BpfDatapath::InterruptCpus() {
                         .cpu = static_cast<__u32>(cpu));
     // Fails for a CPU that is not online, which runs nothing.
     bpf_prog_test_run_opts(program, &options);
-  }
-}
-
-void BpfDatapath::AwaitGrace() {
-  if (absl::Status status = WaitForGrace(); !status.ok()) {
-    log::Error("waiting for a grace period failed",
-               {{"reason", "let_go_failed"}, {"err", std::string(status.message())}});
   }
 }
 

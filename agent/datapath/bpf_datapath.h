@@ -22,6 +22,7 @@
 #include "absl/status/statusor.h"
 #include "agent/base/unique_fd.h"
 #include "agent/datapath/datapath.h"
+#include "agent/datapath/grace.h"
 #include "agent/datapath/leaver.h"
 #include "agent/datapath/pins.h"
 #include "agent/datapath/watcher.h"
@@ -77,6 +78,11 @@ class BpfDatapath : public Datapath, private LeavingPairs {
     bool retired = false;
     UniqueFd link;
     UniqueFd options;  // link of the setsockopt program
+    // Ends that the policy does not list any more are leaving:
+    bool sweeps = false;         // gates are being closed
+    Grace::Ticket joins = 0;     // after it nothing joins under the old policy,
+    bool all_closed = false;     // so this was the last time that gates were closed
+    Grace::Ticket messages = 0;  // after it nothing is between an old gate and its mark
   };
   // How much of the object this kernel takes.
   struct Variant {
@@ -99,23 +105,26 @@ class BpfDatapath : public Datapath, private LeavingPairs {
 
   absl::Status Attach(const PodTarget& pod);
   absl::Status WritePolicy(const shunt_policy& policy, uint64_t cgroup_id);
-  // Closes the gates of the pod's ends that `policy` does not list, and returns
-  // when no program runs that saw them open.
-  absl::Status CloseGates(const shunt_policy& policy);
+  // The pod's policy has become narrower: begins to close gates, see LetGo().
+  absl::Status BeginSweep(AttachedPod* pod);
+  // Closes the gates of the pod's ends that its policy does not list.
+  absl::Status CloseGates(const AttachedPod& pod);
   absl::StatusOr<uint32_t> AllotPodId();
   absl::Status Detach(const std::string& uid);
   // Returns when every BPF program that runs now has ended.
-  absl::Status WaitForGrace();
+  void AwaitGrace() const;
   // Runs an iterator program over all members; the pod with this id, or all (0).
   absl::StatusOr<std::vector<shunt_end_record>> RunIterator(const struct ::bpf_program* program,
-                                                            uint32_t pod_id);
+                                                            uint32_t pod_id,
+                                                            bool grace_passed = false);
   absl::StatusOr<std::vector<std::pair<shunt_end_key, shunt_end>>> ReadEnds() const;
   absl::Status ForgetLeftovers(uint32_t pod_id);
 
   // LeavingPairs.
   int RunLeavePair(const shunt_end_key& key, bool grace_passed) override;
   void InterruptCpus() override;
-  void AwaitGrace() override;
+  Grace::Ticket AskGrace() override { return grace_->Ask(); }
+  bool GracePassed(Grace::Ticket ticket) override { return grace_->Passed(ticket); }
 
   void TakeNote(const shunt_event& event);
   // Pairs that were told to leave and whose event was lost, or the agent.
@@ -136,6 +145,7 @@ class BpfDatapath : public Datapath, private LeavingPairs {
   UniqueFd sock_ops_;  // the generation that new pods are attached with
   std::map<std::string, AttachedPod> pods_;
   std::function<void(const shunt_event&)> receive_;
+  std::unique_ptr<Grace> grace_;  // uses the maps of skeleton_
   Leaver leaver_{this};
   std::unique_ptr<Watcher> watcher_;
   WorkloadMemory memory_;

@@ -39,6 +39,7 @@ struct Waiting {
   uint64_t ends = 0;                       // members that could not leave yet
   uint64_t unread_bytes = 0;               // redirected to them and not read
   std::vector<shunt_end_record> examples;  // at most a few
+  bool may_grow = false;                   // more may join yet: the policy is that new
 };
 
 struct PodCounts {
@@ -73,19 +74,18 @@ class Datapath {
   virtual std::vector<PodTarget> Adopted() const = 0;
 
   // Attaches the pod's cgroup or, if it is attached, replaces its policy.
-  // New connections follow it from now on; the gates of enrolled connections
-  // whose port it does not list are closed: call LetGo(). Fails without effect.
+  // New connections follow it from now on; enrolled connections whose port it does
+  // not list are to leave: call LetGo(). Fails without effect.
   // INVALID_ARGUMENT: too many port ranges; NOT_FOUND: cgroup is gone.
   virtual absl::Status Enrol(const PodTarget& pod) = 0;
 
-  // From now on no new connection of the pod is enrolled and no message of it
-  // is redirected; then LetGo() until it is gone. Idempotent. NOT_FOUND: not
-  // attached.
+  // No new connection of the pod is enrolled any more and all that are leave: call
+  // LetGo() until they are gone. Idempotent. NOT_FOUND: not attached.
   virtual absl::Status Retire(const std::string& uid) = 0;
 
   // Lets every end of the pod go whose gate is closed and that may leave without
   // losing a byte; a retired pod with none left is detached. Call again, a
-  // little later, until ends == 0.
+  // little later, until ends == 0 and not may_grow.
   virtual absl::StatusOr<Waiting> LetGo(const std::string& uid) = 0;
 
   // After every pod is gone: removes all pins. The object is unusable after.

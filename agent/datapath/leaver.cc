@@ -33,27 +33,19 @@ std::optional<Leaver::Microseconds> Leaver::Step(Clock::time_point now) {
     pairs_->InterruptCpus();
   }
 
-  // Without a grace period an end whose peer is gone cannot be judged.
-  const auto wants_grace = [now](const auto& entry) {
-    const Pair& pair = entry.second;
-    return pair.due <= now && !pair.grace_passed && pair.looks >= kFirstLooksCount;
-  };
-  if (std::any_of(leaving_.begin(), leaving_.end(), wants_grace)) {
-    pairs_->AwaitGrace();
-    for (auto& [key, pair] : leaving_) {
-      pair.grace_passed = true;
-    }
-  }
-
   std::optional<Clock::time_point> next;
   for (auto it = leaving_.begin(); it != leaving_.end();) {
     Pair& pair = it->second;
     if (pair.due <= now) {
-      if (pairs_->RunLeavePair(it->first, pair.grace_passed) == 0) {
+      const bool grace_passed = pair.grace != 0 && pairs_->GracePassed(pair.grace);
+      if (pairs_->RunLeavePair(it->first, grace_passed) == 0) {
         it = leaving_.erase(it);
         continue;
       }
-      if (++pair.looks > kFirstLooksCount) {
+      if (++pair.looks == kFirstLooksCount) {
+        // Without a grace period an end whose peer is gone cannot be judged.
+        pair.grace = pairs_->AskGrace();
+      } else if (pair.looks > kFirstLooksCount) {
         pair.pause = std::min(pair.pause * 3 / 2, kRarestLook);
       }
       pair.due = now + pair.pause;

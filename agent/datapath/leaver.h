@@ -14,6 +14,7 @@
 #include <map>
 #include <optional>
 
+#include "agent/datapath/grace.h"
 #include "kmod/uapi/shunt.h"
 
 namespace shunt {
@@ -28,8 +29,9 @@ class LeavingPairs {
   virtual int RunLeavePair(const shunt_end_key& key, bool grace_passed) = 0;
   // Returns when every CPU has been interrupted.
   virtual void InterruptCpus() = 0;
-  // Returns after an RCU grace period: tens of milliseconds.
-  virtual void AwaitGrace() = 0;
+  // An RCU grace period that begins now; is it over?
+  virtual Grace::Ticket AskGrace() = 0;
+  virtual bool GracePassed(Grace::Ticket ticket) = 0;
 };
 
 class Leaver {
@@ -60,7 +62,7 @@ class Leaver {
     Microseconds pause = kFirstLooks;
     unsigned looks = 0;
     bool gates_closed = false;
-    bool grace_passed = false;
+    Grace::Ticket grace = 0;
   };
 
   LeavingPairs* const pairs_;

@@ -115,8 +115,8 @@ void Reconciler::LetGo() {
       ++it;
       continue;
     }
-    if (waiting->ends > 0) {
-      if (retired) {
+    if (waiting->ends > 0 || waiting->may_grow) {
+      if (retired && waiting->ends > 0) {
         Settle(uid, PodState::kLeaving, "ends_not_drained",
                absl::StrCat("waits for ", waiting->ends, " enrolled sockets, ",
                             waiting->unread_bytes, " bytes unread"));

@@ -77,7 +77,7 @@ TEST_F(ReconcilerTest, RetiresAndWaitsUntilDrained) {
   Reconciler reconciler(&datapath_, &resolver_);
   reconciler.SetDesired({Pod("a")});
   reconciler.Step();
-  datapath_.pods["a"].waiting = {2, 5000, {}};
+  datapath_.pods["a"].waiting = {2, 5000, {}, false};
   reconciler.SetDesired({});
   EXPECT_LT(reconciler.Step(), Reconciler::kIdleLook);
   EXPECT_EQ(StandingOf(reconciler, "a").state, PodState::kLeaving);
@@ -96,7 +96,7 @@ TEST_F(ReconcilerTest, APodWantedAgainWhileLeavingIsEnrolledAgain) {
   Reconciler reconciler(&datapath_, &resolver_);
   reconciler.SetDesired({Pod("a")});
   reconciler.Step();
-  datapath_.pods["a"].waiting = {1, 1, {}};
+  datapath_.pods["a"].waiting = {1, 1, {}, false};
   reconciler.SetDesired({});
   reconciler.Step();
   reconciler.SetDesired({Pod("a")});

@@ -272,7 +272,13 @@ TEST_F(PairingTest, DeferAcceptKeepsEarlyDataInOrder) {
     connection.server = Accept(listener.get());
     SendAll(connection.client.get(), "CCCC");
     EXPECT_EQ(ReadExactly(connection.server.get(), 12), "AAAABBBBCCCC");
-    ExpectRedirects(connection);
+    // Where FIONREAD does not show those bytes, such a pair goes back to TCP.
+    if (kernel().Count(SHUNT_EXIT_LEAVING_MIXED) == 0) {
+      ExpectRedirects(connection);
+    } else {
+      WaitUntil("the pair has left", [&] { return kernel().Entries("sockets") == 0; });
+      PingPong(connection);
+    }
   }
 }
 
@@ -288,7 +294,13 @@ TEST_F(PairingTest, DataSentBeforeAcceptIsInOrder) {
     connection.server = Accept(listener.get());
     SendAll(connection.client.get(), "CCCC");
     EXPECT_EQ(ReadExactly(connection.server.get(), 12), "AAAABBBBCCCC");
-    ExpectRedirects(connection);
+    // Where FIONREAD does not show those bytes, such a pair goes back to TCP.
+    if (kernel().Count(SHUNT_EXIT_LEAVING_MIXED) == 0) {
+      ExpectRedirects(connection);
+    } else {
+      WaitUntil("the pair has left", [&] { return kernel().Entries("sockets") == 0; });
+      PingPong(connection);
+    }
   }
 }
 

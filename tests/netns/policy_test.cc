@@ -53,6 +53,7 @@ INSTANTIATE_TEST_SUITE_P(How, ReloadTest,
 TEST_P(ReloadTest, AddsAndRemovesAPod) {
   Pod other;
   const AgentPod other_entry = {"other", other.cgroup(), {"8080"}, std::nullopt};
+  agent().WritePods({FastEntry(), other_entry});  // so that both are remembered
   agent().WritePods({FastEntry()}, GetParam());
   agent().StartReady(1);
   const Connection first = MakeFastPair();

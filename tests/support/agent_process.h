@@ -46,11 +46,12 @@ class AgentProcess {
   // ---- configuration ----
   std::string Yaml(const std::vector<AgentPod>& pods) const;
   void WriteYaml(const std::string& text, Rewrite how = Rewrite::kRename);
-  // Also lets the agent know the pods' workloads as clean, unless LearnWorkloads()
-  // was called: most tests are of what comes after that.
+  // Also lets an agent that starts know as clean the workloads of all pods written
+  // so far, unless LearnWorkloads() was called: most tests are of what comes after.
   void WritePods(const std::vector<AgentPod>& pods, Rewrite how = Rewrite::kRename) {
     if (!learns_) {
-      RememberAsClean(pods);
+      known_.insert(known_.end(), pods.begin(), pods.end());
+      RememberAsClean(known_);
     }
     WriteYaml(Yaml(pods), how);
   }
@@ -92,6 +93,7 @@ class AgentProcess {
   void RememberAsClean(const std::vector<AgentPod>& pods);
 
   bool learns_ = false;
+  std::vector<AgentPod> known_;
   std::string bpffs_;
   std::string directory_;
   std::string config_path_;
