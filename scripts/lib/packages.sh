@@ -10,6 +10,7 @@ BUILD_PACKAGES=(
   libgtest-dev libgmock-dev libbenchmark-dev
 )
 TEST_PACKAGES=(iproute2 iptables nftables procps util-linux python3)
+BENCH_PACKAGES=(wrk nginx-light redis-server redis-tools haproxy python3-venv)
 
 # need_packages NAME…: apt-get installs those that are not there; needs root then.
 need_packages() {
