@@ -31,7 +31,7 @@ class Target:
         if self.kind == "one":
             return f"1.00 +- {NOISE:.2f}"
         text = f"{'<=' if self.kind == 'at_most' else '>='} {self.value:g}"
-        return text if self.never_below is None else f"{text}, all {self.never_below:g}"
+        return text if self.never_below is None else f"{text}, min {self.never_below:g}"
 
 
 def at_most(value):

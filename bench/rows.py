@@ -3,7 +3,6 @@
 
 import dataclasses
 import os
-import random
 import select
 import time
 
@@ -66,12 +65,13 @@ def hop(*arguments, least_share=NEARLY_ALL, unix_count=None):
 
 
 class HopRows:
-    def __init__(self, node, meter, table, plan):
+    def __init__(self, node, meter, table, plan, seed):
         self._node = node
         self._agent = node.agent
         self._meter = meter
         self._table = table
         self._plan = plan
+        self._seed = seed
 
     def _connect(self):
         return ["connect", "--seconds", 2 * self._plan.rtt_seconds]
@@ -142,14 +142,13 @@ class HopRows:
                         "--seconds", self._plan.rtt_seconds, *arguments))
 
     def mixed(self):
-        seed = random.randrange(1, 2**32)
         for label, cpus in cpu_sets():
             self._meter.rows(
                 "64 B to 64 KiB mixed, with pauses: exchanges per second of their mean time",
                 [Figure(label, "1/s", "exchangesPerSecond", at_least(1.0))],
                 self._plan.rtt_pairs,
                 hop("mixed", "--cpus", cpus, "--exchanges", self._plan.mixed_exchanges,
-                    "--seed", seed), note=f"seed {seed}")
+                    "--seed", self._seed), note=f"seed {self._seed}")
 
     def stream(self):
         for label, cpus in cpu_sets():

@@ -4,6 +4,7 @@
 import argparse
 import json
 import pathlib
+import random
 import signal
 import sys
 import time
@@ -41,6 +42,8 @@ def parse_arguments():
     parser.add_argument("--only", action="extend", nargs="+", type=group_names, default=[],
                         metavar="NAME[,NAME]",
                         help=f"measure these only: {', '.join(GROUPS)}")
+    parser.add_argument("--seed", type=int, default=random.randrange(1, 2**32),
+                        help="of the sequence of `mixed`; else another one each time")
     args = parser.parse_args()
     args.only = [name for names in args.only for name in names] or list(GROUPS)
     return args
@@ -50,7 +53,7 @@ def measure(args, table):
     plan = SMOKE if args.smoke else QUICK if args.quick else FULL
     with Node(args.binaries, args.binaries / "hop") as node:
         meter = Meter(node, table)
-        sources = ((HOP_GROUPS, HopRows(node, meter, table, plan)),
+        sources = ((HOP_GROUPS, HopRows(node, meter, table, plan, args.seed)),
                    (PATH_GROUPS, PathRows(node, meter, plan, args.envoy)))
         for names, source in sources:
             for name in names:

@@ -3,14 +3,16 @@
 """The other side of the program under test; every verb prints the SHA-256 that its
 test compares.
 
-  upload PORT FILE [--echo]  eight bytes of length, then the file; prints the answer,
-                             with --echo the SHA-256 of as many bytes that come back
+  upload PORT FILE           eight bytes of length, then the file; prints the answer;
+                             --threads: one thread sends while another one receives
+  echo PORT FILE             the same to `sink --echo`; prints the SHA-256 of what
+                             comes back
   put PORT PATH FILE         HTTP PUT in bursts with pauses; prints the answer's body
-  echo-sink PORT             server of `upload --echo`
+  sink PORT [--echo]         server of the two; a slow reader; answers the SHA-256
   http-sink PORT SECONDS     HTTP server that takes SECONDS to read each request's
                              body; answers its SHA-256
-  redis PORT COUNT SIZE      pipelines SETs, then GETs whose replies are read late;
-                             prints "equal" and the SHA-256
+  redis PORT COUNT SIZE      pipelines SETs, then GETs, then GETs whose replies are
+                             read late; prints "equal" and the SHA-256 of the replies
 """
 
 import argparse
@@ -18,6 +20,7 @@ import hashlib
 import http.client
 import pathlib
 import random
+import select
 import socket
 import struct
 import threading
@@ -38,6 +41,11 @@ def listen(port):
     return listener
 
 
+def serve_each(listener, serve):
+    while True:
+        threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+
+
 def read_all(sock):
     return b"".join(iter(lambda: sock.recv(CHUNK), b""))
 
@@ -53,35 +61,66 @@ def read_exactly(sock, size):
     return b"".join(parts)
 
 
+def exchange(sock, request, size):
+    """Sends and receives at the same time, by poll(), as event loops do."""
+    sock.setblocking(False)
+    poll = select.poll()
+    left, parts = memoryview(request), []
+    while size:
+        poll.register(sock, select.POLLIN | (select.POLLOUT if left else 0))
+        ((_, events),) = poll.poll()
+        if events & select.POLLOUT and left:
+            left = left[sock.send(left[:CHUNK]):]
+        if events & ~select.POLLOUT:
+            part = sock.recv(min(CHUNK, size))
+            if not part:
+                raise EOFError(f"end of stream, {size} bytes early")
+            parts.append(part)
+            size -= len(part)
+    sock.setblocking(True)
+    return b"".join(parts)
+
+
+def framed(file):
+    body = file.read_bytes()
+    return body, struct.pack(">Q", len(body)) + body
+
+
 def upload(args):
-    body = args.file.read_bytes()
+    request = framed(args.file)[1]
     with dial(args.port) as sock:
-        sender = threading.Thread(
-            target=lambda: sock.sendall(struct.pack(">Q", len(body)) + body), daemon=True)
-        sender.start()
-        if args.echo:
-            print(hashlib.sha256(read_exactly(sock, len(body))).hexdigest())
+        if args.threads:
+            threading.Thread(target=sock.sendall, args=(request,), daemon=True).start()
         else:
-            print(read_all(sock).decode())
+            sock.sendall(request)
+        print(read_all(sock).decode())
 
 
-def echo_sink(args):
+def echo(args):
+    body, request = framed(args.file)
+    with dial(args.port) as sock:
+        print(hashlib.sha256(exchange(sock, request, len(body))).hexdigest())
+
+
+def sink(args):
     def serve(sock):
         with sock:
             (size,) = struct.unpack(">Q", read_exactly(sock, 8))
             time.sleep(0.3)  # until the sender has to wait
             left = size
-            echoed = hashlib.sha256()
-            while left:  # sends back while it still reads
+            received = hashlib.sha256()
+            while left:
                 part = read_exactly(sock, min(left, CHUNK))
-                echoed.update(part)
-                sock.sendall(part)
+                received.update(part)
                 left -= len(part)
-            print(size, echoed.hexdigest(), flush=True)
+                if args.echo:
+                    sock.sendall(part)
+                elif left // CHUNK % 16 == 0:
+                    time.sleep(0.01)
+            if not args.echo:
+                sock.sendall(received.hexdigest().encode())
 
-    listener = listen(args.port)
-    while True:
-        threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+    serve_each(listen(args.port), serve)
 
 
 def put(args):
@@ -132,9 +171,7 @@ def http_sink(args):
             sock.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 64\r\n\r\n"
                          + received.hexdigest().encode())
 
-    listener = listen(args.port)
-    while True:
-        threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+    serve_each(listen(args.port), serve)
 
 
 def command(*words):
@@ -146,23 +183,23 @@ def redis(args):
     keys = [b"key:%d" % number for number in range(args.count)]
     replies = b"".join(b"$%d\r\n%s\r\n" % (len(value), value) for value in values)
 
-    def exchange(request, reply, pause):
-        sender = threading.Thread(target=sock.sendall, args=(request,), daemon=True)
-        sender.start()
-        time.sleep(pause)
-        got = read_exactly(sock, len(reply))
+    def pipeline(request, reply):
+        got = exchange(sock, request, len(reply))
         if got != reply:
             at = next(i for i, pair in enumerate(zip(got, reply)) if pair[0] != pair[1])
             raise SystemExit(f"replies differ at byte {at}: {got[at:at + 40]!r}, "
                              f"expected {reply[at:at + 40]!r}")
         return hashlib.sha256(got).hexdigest()
 
+    sets = b"".join(command(b"SET", *pair) for pair in zip(keys, values))
+    gets = b"".join(command(b"GET", key) for key in keys)
     with dial(args.port) as sock:
-        exchange(b"".join(command(b"SET", *pair) for pair in zip(keys, values)),
-                 b"+OK\r\n" * args.count, 0)
-        for pause in (0, 0.3):
-            digest = exchange(b"".join(command(b"GET", key) for key in keys), replies, pause)
-    print("equal", digest)
+        pipeline(sets, b"+OK\r\n" * args.count)
+        print("equal", pipeline(gets, replies), flush=True)
+        # Replies that nobody reads for a while.
+        sock.sendall(gets)
+        time.sleep(0.3)
+        print("equal", pipeline(b"", replies))
 
 
 def main():
@@ -178,9 +215,10 @@ def main():
             added.add_argument(argument, type=kind)
         return added
 
-    verb("upload", upload, ("file", pathlib.Path)).add_argument("--echo", action="store_true")
+    verb("upload", upload, ("file", pathlib.Path)).add_argument("--threads", action="store_true")
+    verb("echo", echo, ("file", pathlib.Path))
+    verb("sink", sink).add_argument("--echo", action="store_true")
     verb("put", put, ("path", str), ("file", pathlib.Path))
-    verb("echo-sink", echo_sink)
     verb("http-sink", http_sink, ("seconds", float))
     verb("redis", redis, ("count", int), ("size", int))
     args = parser.parse_args()

@@ -16,11 +16,11 @@ TEST_F(ProxyTest, GoCopiesBothWays) {
     GTEST_SKIP() << missing << " (golang-go, before the build)";
   }
   StartListed({8080, 9090});
-  StartPeer({"echo-sink", "9090"}, 9090);
+  StartPeer({"sink", "9090", "--echo"}, 9090);
   StartServer("go", {proxy, "127.0.0.1:8080", "127.0.0.1:9090"}, 8080);
   for (const uint64_t bytes : {uint64_t{1000}, kBytes, kBytes}) {
     const std::string input = MakeInput(bytes);
-    ASSERT_EQ(Peer({"upload", "8080", input, "--echo"}), Sha256(input)) << bytes << " bytes";
+    ASSERT_EQ(Peer({"echo", "8080", input}), Sha256(input)) << bytes << " bytes";
   }
 }
 

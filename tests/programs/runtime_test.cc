@@ -41,5 +41,15 @@ TEST_F(RuntimeTest, NodePausesAndResumes) {
   UploadTwice();
 }
 
+// One thread blocks in send() while another one blocks in recv().
+TEST_F(RuntimeTest, PythonSendsAndReceivesInTwoThreads) {
+  StartListed({8080});
+  StartPeer({"sink", "8080"}, 8080);
+  const std::string input = MakeInput(kBytes);
+  for (int run = 0; run < 3; run++) {
+    EXPECT_EQ(Peer({"upload", "8080", input, "--threads"}), Sha256(input)) << "run " << run;
+  }
+}
+
 }  // namespace
 }  // namespace shunt::test
