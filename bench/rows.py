@@ -34,7 +34,7 @@ class Plan:
 
 QUICK = Plan(rtt_pairs=7, rtt_seconds=0.15, stream_pairs=3, stream_seconds=2,
              mixed_exchanges=1500, unread_pairs=2, unlisted_pairs=4, unlisted_slices=3,
-             path_pairs=5, path_seconds=2)
+             path_pairs=7, path_seconds=1)
 FULL = Plan(rtt_pairs=15, rtt_seconds=1, stream_pairs=7, stream_seconds=2,
             mixed_exchanges=10000, unread_pairs=5, unlisted_pairs=9, unlisted_slices=5,
             path_pairs=11, path_seconds=5)

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Proxies that move bytes between two accelerated connections by splice(2).
+#include "gmock/gmock.h"
 #include "tests/programs/program_fixture.h"
 
 namespace shunt::test {
@@ -38,6 +39,7 @@ defaults
     timeout server 60s
 frontend app
     bind 127.0.0.1:8080
+    http-request use-service prometheus-exporter if { path /metrics }
     use_backend sink if { path_beg /sink }
     default_backend nginx
 backend nginx
@@ -92,6 +94,8 @@ TEST_F(ProxyTest, HaproxySplices) {
     ASSERT_EQ(Sha256(copy + "-slow"), expected) << "slow download " << run;
   }
   EXPECT_EQ(RunInPod({"curl", "-sSf", "-T", input, "http://127.0.0.1:8080/sink"}), expected);
+  const std::string metrics = RunInPod({"curl", "-sSf", "http://127.0.0.1:8080/metrics"});
+  EXPECT_THAT(metrics, testing::ContainsRegex("\nhaproxy_process_spliced_bytes_out_total [1-9]"));
 }
 
 }  // namespace
