@@ -16,7 +16,7 @@ SERVICE = "198.51.100.10"  # RFC 5737; exists nowhere but in front of REDIRECT
 # name, clients, pipelining, requests per second of a slice: about what it takes
 REDIS_CASES = (("c = 1", 1, 1, 12000), ("c = 50", 50, 1, 40000),
                ("c = 50, pipelines of 16", 50, 16, 300000))
-HAPROXY_SIZES = (64, 65536, 1 << 20)
+HAPROXY_SIZES = (64, 65536, 1 << 20, 8 << 20)
 
 
 def latencies(size, rps_target, p50_target, p99_target):
@@ -108,9 +108,13 @@ class PathRows:
             for pod in self._pods:
                 programs.start_nginx(pod, HAPROXY_SIZES)
                 programs.start_haproxy(pod)
-            checked = programs.check_bodies(self._node.listed, programs.HAPROXY_PORT,
-                                            self._plan.path_seconds)
             for size, rows in figures.items():
+                try:
+                    checked = programs.check_bodies(self._node.listed, programs.HAPROXY_PORT,
+                                                    size, self._plan.path_seconds)
+                except Failure as error:
+                    self._meter.give_up(group, rows, error)
+                    continue
                 def run(pod, size=size):
                     result = programs.wrk(
                         pod, f"http://127.0.0.1:{programs.HAPROXY_PORT}/{size}", CONNECTIONS,

@@ -9,6 +9,7 @@ import pathlib
 import random
 import shutil
 import sys
+import tempfile
 import time
 
 from pod import PORT, Failure, Skipped, make_directory
@@ -78,10 +79,13 @@ def bodies(pod):
     return pod.directory / "app" / "www"
 
 
-def check_bodies(pod, port, seconds):
-    """Byte for byte, over 8 connections."""
-    result = pod.run("/usr/bin/python3", LIB / "pod_check.py", "--address", f"127.0.0.1:{port}",
-                     "--bodies", bodies(pod), "--connections", 8, "--seconds", seconds)
+def check_bodies(pod, port, size, seconds):
+    """Byte for byte, over 4 connections; how many."""
+    with tempfile.TemporaryDirectory(dir=pod.directory) as only:
+        (pathlib.Path(only) / str(size)).symlink_to(bodies(pod) / str(size))
+        result = pod.run("/usr/bin/python3", LIB / "pod_check.py", "--address",
+                         f"127.0.0.1:{port}", "--bodies", only, "--connections", 4,
+                         "--seconds", seconds)
     return json.loads(result)["requests"]
 
 

@@ -45,7 +45,10 @@ SMOKE = Plan(rtt_pairs=1, rtt_seconds=0.02, stream_pairs=1, stream_seconds=0.05,
 
 
 def size_text(size):
-    return f"{size} B" if size < 1024 else f"{size // 1024} KiB"
+    for unit, bytes_of_it in (("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if size >= bytes_of_it:
+            return f"{size // bytes_of_it} {unit}"
+    return f"{size} B"
 
 
 def cpu_sets():

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // A real nginx receives uploads, edge-triggered and with FIONREAD as it is built.
-// By hand, as the figure of 20 out of 20:
-//   SHUNT_UPLOAD_MB=200 SHUNT_UPLOAD_RUNS=20 build/bin/programs_nginx_test
+#include <algorithm>
+
 #include "tests/programs/program_fixture.h"
 
 namespace shunt::test {
@@ -59,15 +59,15 @@ class NginxTest : public ProgramTest {
                 {"nginx", "-e", directory_ + "/error.log", "-c", directory_ + "/nginx.conf"}, 8080);
   }
 
-  // Its upstream takes this long for each body: nginx has to stop reading.
+  // Its upstream takes seconds for each body: nginx has to stop reading.
   void UploadToSlowSink(const std::vector<uint16_t>& listed) {
-    const uint64_t bytes = uint64_t{1000000} * FromEnvironment("SHUNT_UPLOAD_MB", 20);
     StartListed(listed);
-    StartPeer({"http-sink", "9090", "3"}, 9090);
+    const uint64_t seconds = std::max<uint64_t>(2, UploadBytes() / 20000000);
+    StartPeer({"http-sink", "9090", std::to_string(seconds)}, 9090);
     StartNginx();
-    const std::string input = MakeInput(bytes);
+    const std::string input = MakeInput(UploadBytes());
     const std::string expected = Sha256(input);
-    for (int run = 0; run < FromEnvironment("SHUNT_UPLOAD_RUNS", 1); run++) {
+    for (int run = 0; run < UploadRuns(); run++) {
       SCOPED_TRACE("run " + std::to_string(run));
       ASSERT_EQ(Peer({"put", "8080", "/proxied/body", input}), expected);
     }
@@ -98,9 +98,14 @@ TEST_F(NginxTest, UploadToAFileWithPauses) {
   }
   StartListed({8080});
   StartNginx();
-  const std::string input = MakeInput(20000000);
-  Peer({"put", "8080", "/stored/body", input});
-  EXPECT_EQ(Sha256(directory_ + "/stored/body"), Sha256(input));
+  const std::string input = MakeInput(UploadBytes());
+  for (int run = 0; run < UploadRuns(); run++) {
+    SCOPED_TRACE("run " + std::to_string(run));
+    const std::string path = "/stored/body-" + std::to_string(run);
+    Peer({"put", "8080", path, input});
+    ASSERT_EQ(Sha256(directory_ + path), Sha256(input));
+    MustRun({"rm", directory_ + path});
+  }
 }
 
 TEST_F(NginxTest, DownloadAtALimitedRate) {

@@ -49,12 +49,15 @@ std::string InPath(const std::string& name) {
   return "";
 }
 
-}  // namespace
-
 int FromEnvironment(const char* name, int otherwise) {
   const char* value = getenv(name);
   return value != nullptr ? atoi(value) : otherwise;
 }
+
+}  // namespace
+
+uint64_t UploadBytes() { return uint64_t{1000000} * FromEnvironment("SHUNT_UPLOAD_MB", 20); }
+int UploadRuns() { return FromEnvironment("SHUNT_UPLOAD_RUNS", 2); }
 
 std::string MissingPrograms(const std::vector<std::string>& names) {
   std::string missing;

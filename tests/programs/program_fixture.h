@@ -18,8 +18,10 @@
 
 namespace shunt::test {
 
-// A number from the environment, for runs by hand that are larger.
-int FromEnvironment(const char* name, int otherwise);
+// How much is uploaded, and how often, over connections of their own. By hand,
+// SHUNT_UPLOAD_MB=200 SHUNT_UPLOAD_RUNS=20 is the proof that is too long for CTest.
+uint64_t UploadBytes();
+int UploadRuns();
 
 // Those of `names` that are not in PATH, with what to do; empty: all are there.
 std::string MissingPrograms(const std::vector<std::string>& names);

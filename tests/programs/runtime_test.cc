@@ -6,16 +6,16 @@
 namespace shunt::test {
 namespace {
 
-constexpr uint64_t kBytes = 20 << 20;
-
 class RuntimeTest : public ProgramTest {
  protected:
-  // Several times over connections of their own, since not each one stalls.
-  void UploadTwice() {
-    const std::string input = MakeInput(kBytes);
+  void Upload(const std::vector<std::string>& options = {}) {
+    const std::string input = MakeInput(UploadBytes());
     const std::string expected = Sha256(input);
-    for (int run = 0; run < 2; run++) {
-      EXPECT_EQ(Peer({"upload", "8080", input}), expected) << "run " << run;
+    for (int run = 0; run < UploadRuns(); run++) {
+      SCOPED_TRACE("run " + std::to_string(run));
+      std::vector<std::string> arguments = {"upload", "8080", input};
+      arguments.insert(arguments.end(), options.begin(), options.end());
+      ASSERT_EQ(Peer(arguments), expected);
     }
   }
 };
@@ -29,7 +29,7 @@ TEST_F(RuntimeTest, JavaReadsWhatIsAvailable) {
   StartServer("java",
               {"java", "-Xmx128m", "-XX:+UseSerialGC", Source("AvailableReader.java"), "8080"},
               8080);
-  UploadTwice();
+  Upload();
 }
 
 TEST_F(RuntimeTest, NodePausesAndResumes) {
@@ -38,17 +38,14 @@ TEST_F(RuntimeTest, NodePausesAndResumes) {
   }
   StartListed({8080});
   StartServer("node", {"node", Source("paused_reader.js"), "8080"}, 8080);
-  UploadTwice();
+  Upload();
 }
 
 // One thread blocks in send() while another one blocks in recv().
 TEST_F(RuntimeTest, PythonSendsAndReceivesInTwoThreads) {
   StartListed({8080});
   StartPeer({"sink", "8080"}, 8080);
-  const std::string input = MakeInput(kBytes);
-  for (int run = 0; run < 3; run++) {
-    EXPECT_EQ(Peer({"upload", "8080", input, "--threads"}), Sha256(input)) << "run " << run;
-  }
+  Upload({"--threads"});
 }
 
 }  // namespace
