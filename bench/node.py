@@ -82,7 +82,8 @@ static:
                         "unshare", "--net", "--mount", "--propagation", "private", "sh", "-c",
                         'ip link set lo up && mount -t bpf bpf "$1" && shift && exec "$@"', "sh",
                         RUN / "bpf", self._agent, "--config", self._config]),
-                    stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+                    stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                    start_new_session=True)
             while time.monotonic() < began + START_SECONDS - 1:
                 with contextlib.suppress(NoAnswer):
                     if self.status()["redirectedBytes"] > 0:

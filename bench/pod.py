@@ -79,7 +79,8 @@ class Pod:
         self._pause = subprocess.Popen(
             inside(cgroup, ["unshare", "--net", "sh", "-c",
                             "ip link set lo up && echo up && exec sleep infinity"]),
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
+            start_new_session=True)  # a terminal's Ctrl-C is for run.py alone
         if self._pause.stdout.readline() != "up\n":
             raise Failure(f"making pod {name}: its network namespace did not come up")
         self._netns = f"/proc/{self._pause.pid}/ns/net"
@@ -106,10 +107,14 @@ class Pod:
         self.run("nft", "-f", "-", stdin="\n".join((
             "table ip sidecar {", "chain output {", "type nat hook output priority -100;", *rules,
             "}", "}", "")))
+        delete = ("nft", "delete", "table", "ip", "sidecar")
         try:
             yield
-        finally:
-            self.run("nft", "delete", "table", "ip", "sidecar")
+        except BaseException:
+            with contextlib.suppress(Failure):  # the reason why it ends here counts
+                self.run(*delete)
+            raise
+        self.run(*delete)
 
     def redirecting(self):
         return self.nat(f"tcp dport {REDIRECTED_PORT} redirect to :{PORT}")
@@ -140,7 +145,7 @@ class Pod:
         with log.open("w") as output:
             return subprocess.Popen(self._command(*command, uid=uid, cgroup=self._programs),
                                     stdin=subprocess.DEVNULL, stdout=output,
-                                    stderr=subprocess.STDOUT)
+                                    stderr=subprocess.STDOUT, start_new_session=True)
 
     def end_programs(self):
         clear_cgroup(self._programs)
