@@ -47,7 +47,7 @@ def parse_wrk(text):
         return default
 
     def percentile(percent):
-        match = re.search(rf"^\s*{percent}%\s+([\d.]+)(us|ms|s|m|h)$", text, re.MULTILINE)
+        match = re.search(rf"^\s*{percent}%\s+([\d.]+)(us|ms|s|m|h)\s*$", text, re.MULTILINE)
         if not match:
             raise Failure(f"wrk's output has no {percent}th percentile:\n{text}")
         return float(match.group(1)) * SECONDS_OF_UNIT[match.group(2)]
