@@ -41,7 +41,8 @@ class Workload:
 
 
 class Meter:
-    def __init__(self, node, table):
+    def __init__(self, node, table, null=False):
+        self._null = null  # neither pod is listed
         self._node = node
         self._agent = node.agent
         self._table = table
@@ -50,6 +51,8 @@ class Meter:
 
     def start_agent(self):
         self.starts.append(self._agent.start())
+        if self._null:
+            self._agent.unlist()
         self._redirected = self._agent.status()["redirectedBytes"]
 
     def slice(self, pod, workload, unix=False):
@@ -71,7 +74,7 @@ class Meter:
 
     def _prove(self, share, pod, workload, unix):
         least = workload.least_share
-        if pod is not self._node.listed or unix:
+        if pod is not self._node.listed or unix or self._null:
             right, expected = share == 0, "none"
         elif least is ANY:
             return
@@ -108,14 +111,15 @@ class Meter:
             return
         accelerated = sides[1]
         share = statistics.mean(result["share"] for result in accelerated)
-        if share <= NEARLY_ALL:
+        if share <= NEARLY_ALL and not self._null:
             note = f"{note}{', ' if note else ''}{share:.1%} redirected"
         for figure in figures:
             values = [[result[figure.key] * figure.scale for result in side] for side in sides]
             below = values[2] if figure.beside_unix else values[0]
             self._table.add(Row(
                 group, figure.name, figure.unit,
-                [fast / slow for slow, fast in zip(below, values[1])], figure.target, *values,
+                [fast / slow for slow, fast in zip(below, values[1])],
+                None if self._null else figure.target, *values,
                 note=note, detail={"redirectedShare": share, "slices": dict(zip(
                     ("plain", "accelerated", "unix"), sides))}))
 

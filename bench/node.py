@@ -52,6 +52,14 @@ class Agent:
         self._log = RUN / "agent.log"
         self._process = None
         (RUN / "bpf").mkdir()
+        self._write_config(f"""\
+  pods:
+  - uid: {pod.name}
+    cgroup: {pod.cgroup}
+    ports: [{", ".join(f'"{port}"' for port in LISTED_PORTS)}]
+""")
+
+    def _write_config(self, pods):
         self._config.write_text(f"""\
 apiVersion: shunt.dev/v1alpha1
 kind: AgentConfig
@@ -59,11 +67,17 @@ engine: auto
 bpffs: {RUN}/bpf/shunt
 admin: {{socket: {self._socket}, metrics: "127.0.0.1:9464"}}
 static:
-  pods:
-  - uid: {pod.name}
-    cgroup: {pod.cgroup}
-    ports: [{", ".join(f'"{port}"' for port in LISTED_PORTS)}]
-""")
+{pods}""")
+
+    def unlist(self):
+        """From now on no pod is listed; it reloads the file by itself."""
+        self._write_config("  pods: []\n")
+        deadline = time.monotonic() + START_SECONDS
+        while self.status()["podsEnrolling"]:
+            if time.monotonic() > deadline:
+                raise Failure(f"unlisting pod {self._pod.name}: it is still being enrolled after "
+                              f"{START_SECONDS} s; {self._last_words()}")
+            time.sleep(0.05)
 
     @property
     def running(self):

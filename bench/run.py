@@ -18,6 +18,7 @@ from rows import FULL, QUICK, SMOKE, HopRows
 
 HOP_GROUPS = ("agent", "connect", "rtt", "redirect", "mixed", "stream", "unread", "footprint")
 PATH_GROUPS = ("demo", "hops", "redis", "haproxy")
+ABOUT_THE_AGENT = ("agent", "footprint")
 GROUPS = (*HOP_GROUPS, *PATH_GROUPS)
 
 
@@ -37,6 +38,8 @@ def parse_arguments():
     parser.add_argument("--quick", action="store_true", help="under twelve minutes; rougher")
     parser.add_argument("--smoke", action="store_true",
                         help="whether every row runs; its figures mean nothing")
+    parser.add_argument("--null", action="store_true",
+                        help="list neither pod: what the figures differ from 1.00 is noise")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE",
                         help="also write every figure and slice")
     parser.add_argument("--only", action="extend", nargs="+", type=group_names, default=[],
@@ -45,14 +48,17 @@ def parse_arguments():
     parser.add_argument("--seed", type=int, default=random.randrange(1, 2**32),
                         help="of the sequence of `mixed`; else another one each time")
     args = parser.parse_args()
-    args.only = [name for names in args.only for name in names] or list(GROUPS)
+    args.only = [name for names in args.only for name in names] or [
+        name for name in GROUPS if not args.null or name not in ABOUT_THE_AGENT]
+    if args.null and set(args.only) & set(ABOUT_THE_AGENT):
+        parser.error(f"--null does not go with {', '.join(ABOUT_THE_AGENT)}")
     return args
 
 
 def measure(args, table):
     plan = SMOKE if args.smoke else QUICK if args.quick else FULL
     with Node(args.binaries, args.binaries / "hop") as node:
-        meter = Meter(node, table)
+        meter = Meter(node, table, args.null)
         sources = ((HOP_GROUPS, HopRows(node, meter, table, plan, args.seed)),
                    (PATH_GROUPS, PathRows(node, meter, plan, args.envoy)))
         for names, source in sources:
@@ -88,7 +94,8 @@ def main():
     print(f"{time.monotonic() - began:.0f} s")
     if args.json:
         args.json.write_text(json.dumps({
-            "machine": where, "quick": args.quick, "smoke": args.smoke, "failure": failure,
+            "machine": where, "quick": args.quick, "smoke": args.smoke,
+            "null": args.null, "failure": failure,
             "rows": [row.as_json() for row in table.rows]}, indent=1) + "\n")
     if failure:
         print(f"bench: {failure}", file=sys.stderr)
