@@ -24,7 +24,7 @@ REDIS_PORT = 6379
 HAPROXY_PORT = 8090
 START_SECONDS = 20
 PACKAGE_OF = {"nginx": "nginx-light", "wrk": "wrk", "redis-server": "redis-server",
-              "redis-benchmark": "redis-tools", "redis-cli": "redis-tools", "haproxy": "haproxy",
+              "curl": "curl", "redis-benchmark": "redis-tools", "redis-cli": "redis-tools", "haproxy": "haproxy",
               "setpriv": "util-linux", "nft": "nftables"}
 SIDECAR_RULES = (f"meta skuid {PROXY_UID} return", "ip daddr 127.0.0.0/8 return",
                  "meta l4proto tcp redirect to :15001")
@@ -122,11 +122,15 @@ global
 defaults
     mode http
     option splice-auto
+    # By itself, auto splices next to nothing.
+    option splice-request
+    option splice-response
     timeout connect 5s
     timeout client 30s
     timeout server 30s
 frontend app
     bind 127.0.0.1:{HAPROXY_PORT}
+    http-request use-service prometheus-exporter if {{ path /metrics }}
     default_backend nginx
 backend nginx
     server nginx 127.0.0.1:{PORT}
@@ -141,6 +145,16 @@ def start_haproxy(pod):
     log = directory / "haproxy.log"
     pod.start_program(log, "haproxy", "-db", "-f", config, uid=APP_UID)
     wait_until(f"HAProxy of pod {pod.name} listens", lambda: pod.listens(HAPROXY_PORT), log)
+
+
+def haproxy_spliced(pod):
+    """(bytes that it spliced, bytes that it sent)"""
+    metrics = pod.run("curl", "-sSf", "--max-time", 10,
+                      f"http://127.0.0.1:{HAPROXY_PORT}/metrics")
+    fields = dict(line.rsplit(" ", 1) for line in metrics.splitlines()
+                  if line.startswith("haproxy_process_"))
+    return tuple(int(fields[f"haproxy_process_{name}_total"])
+                 for name in ("spliced_bytes_out", "bytes_out"))
 
 
 # ---- wrk ------------------------------------------------------------------------

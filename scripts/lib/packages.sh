@@ -10,7 +10,7 @@ BUILD_PACKAGES=(
   libgtest-dev libgmock-dev libbenchmark-dev
 )
 TEST_PACKAGES=(iproute2 iptables nftables procps util-linux python3)
-BENCH_PACKAGES=(wrk nginx-light redis-server redis-tools haproxy python3-venv)
+BENCH_PACKAGES=(wrk nginx-light redis-server redis-tools haproxy curl python3-venv)
 
 # What tests/programs drives, by command, since some have it from elsewhere. Go is
 # needed by the build.
