@@ -407,6 +407,8 @@ void MixedExchanges(const Options& options) {
   connection.client.Reset();
   server.Join();
   Json result = Latencies(&samples);
+  // Pauses are the client's own and not counted.
+  result["exchangesPerSecond"] = 1e6 / result["meanUs"].get<double>();
   result["payloadBytes"] = bytes;
   Print(result);
 }

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A node in small: two pods (cgroup + network namespace with a loopback), one of
-which the agent is told of, and the agent.
+which the agent is told of, a third one that both reach by veth, and the agent.
 
 Nothing has a name outside of one cgroup and one directory. Namespaces are held
 by a process of the pod, the agent's bpffs by its own mount namespace. So killing
@@ -17,32 +17,11 @@ import shutil
 import subprocess
 import time
 
-RUN = pathlib.Path("/run/shunt-bench")
-PORT = 8080
-REDIRECTED_PORT = 8081
+from pod import (PORT, RUN, AgentEnded, Failure, NoAnswer, Pod, cgroup2_root, clear_cgroup, inside)
+
+# Server ports of all programs that rows.py and paths.py start.
+LISTED_PORTS = (PORT, 8090, 15001, 6379)
 START_SECONDS = 15
-HOP_GRACE_SECONDS = 20
-
-
-class Failure(Exception):
-    """Something could not be measured: action: object: cause, and what to do."""
-
-
-class NoAnswer(Failure):
-    """The agent runs and does not answer."""
-
-
-class AgentEnded(Failure):
-    """Nothing more can be measured."""
-
-
-def cgroup2_root():
-    for line in pathlib.Path("/proc/mounts").read_text().splitlines():
-        _, where, kind, *_ = line.split()
-        if kind == "cgroup2":
-            return pathlib.Path(where)
-    raise Failure("finding the cgroup v2 tree: none is mounted; "
-                  "mount -t cgroup2 none /sys/fs/cgroup/unified")
 
 
 @contextlib.contextmanager
@@ -60,80 +39,6 @@ def exclusive():
         os.close(lock)
 
 
-def inside(cgroup, command):
-    """The command line that runs `command` as a member of the cgroup."""
-    return ["sh", "-c", 'echo $$ >"$1/cgroup.procs" && shift && exec "$@"', "sh", str(cgroup),
-            *map(str, command)]
-
-
-def clear_cgroup(cgroup):
-    """Kills every member of it and of its children and removes them. Idempotent."""
-    if not cgroup.exists():
-        return
-    (cgroup / "cgroup.kill").write_text("1")
-    deadline = time.monotonic() + 10
-    while "populated 1" in (cgroup / "cgroup.events").read_text():
-        if time.monotonic() > deadline:
-            raise Failure(f"ending processes of {cgroup}: some are left after 10 s")
-        time.sleep(0.01)
-    for child in cgroup.iterdir():
-        if child.is_dir():
-            clear_cgroup(child)
-    cgroup.rmdir()
-
-
-class Pod:
-    def __init__(self, name, cgroup, hop):
-        self.name = name
-        self.cgroup = cgroup
-        self._hop = hop
-        cgroup.mkdir()
-        pause = subprocess.Popen(
-            inside(cgroup, ["unshare", "--net", "sh", "-c",
-                            "ip link set lo up && echo up && exec sleep infinity"]),
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
-        if pause.stdout.readline() != "up\n":
-            raise Failure(f"making pod {name}: its network namespace did not come up")
-        self._netns = f"/proc/{pause.pid}/ns/net"
-
-    def _command(self, *command):
-        return inside(self.cgroup, ["nsenter", f"--net={self._netns}", *command])
-
-    def start(self, *arguments):
-        return subprocess.Popen(self._command(self._hop, *arguments, "--port", PORT),
-                                stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                stderr=subprocess.PIPE, text=True)
-
-    @contextlib.contextmanager
-    def redirecting(self):
-        """As a sidecar injector does: NAT in the pod, so conntrack sees its packets."""
-        self._nft("table ip sidecar {\n chain output {\n"
-                  "  type nat hook output priority -100\n"
-                  f"  tcp dport {REDIRECTED_PORT} redirect to :{PORT}\n }}\n}}\n")
-        yield
-        self._nft("delete table ip sidecar\n")
-
-    def _nft(self, rules):
-        result = subprocess.run(self._command("nft", "-f", "-"), input=rules, text=True,
-                                capture_output=True, check=False)
-        if result.returncode != 0:
-            raise Failure(f"changing the nft rules of pod {self.name}: {result.stderr.strip()}")
-
-    def hop(self, *arguments):
-        """Runs hop to its end; its figures."""
-        process = self.start(*arguments)
-        try:
-            output, error = process.communicate(timeout=HOP_GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            raise Failure(f"hop {' '.join(map(str, arguments))} in pod {self.name}: no end after "
-                          f"{HOP_GRACE_SECONDS} s: a connection is stuck") from None
-        if process.returncode != 0:
-            raise Failure(f"hop {' '.join(map(str, arguments))} in pod {self.name}: "
-                          f"{error.strip() or f'exit {process.returncode}'}")
-        return json.loads(output)
-
-
 class Agent:
     """The real agent, told of one pod. stop() leaves no trace of it in the kernel."""
 
@@ -147,6 +52,14 @@ class Agent:
         self._log = RUN / "agent.log"
         self._process = None
         (RUN / "bpf").mkdir()
+        self._write_config(f"""\
+  pods:
+  - uid: {pod.name}
+    cgroup: {pod.cgroup}
+    ports: [{", ".join(f'"{port}"' for port in LISTED_PORTS)}]
+""")
+
+    def _write_config(self, pods):
         self._config.write_text(f"""\
 apiVersion: shunt.dev/v1alpha1
 kind: AgentConfig
@@ -154,11 +67,17 @@ engine: auto
 bpffs: {RUN}/bpf/shunt
 admin: {{socket: {self._socket}, metrics: "127.0.0.1:9464"}}
 static:
-  pods:
-  - uid: {pod.name}
-    cgroup: {pod.cgroup}
-    ports: ["{PORT}"]
-""")
+{pods}""")
+
+    def unlist(self):
+        """From now on no pod is listed; it reloads the file by itself."""
+        self._write_config("  pods: []\n")
+        deadline = time.monotonic() + START_SECONDS
+        while self.status()["podsEnrolling"]:
+            if time.monotonic() > deadline:
+                raise Failure(f"unlisting pod {self._pod.name}: it is still being enrolled after "
+                              f"{START_SECONDS} s; {self._last_words()}")
+            time.sleep(0.05)
 
     @property
     def running(self):
@@ -177,7 +96,8 @@ static:
                         "unshare", "--net", "--mount", "--propagation", "private", "sh", "-c",
                         'ip link set lo up && mount -t bpf bpf "$1" && shift && exec "$@"', "sh",
                         RUN / "bpf", self._agent, "--config", self._config]),
-                    stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+                    stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                    start_new_session=True)
             while time.monotonic() < began + START_SECONDS - 1:
                 with contextlib.suppress(NoAnswer):
                     if self.status()["redirectedBytes"] > 0:
@@ -227,16 +147,24 @@ class Node:
 
     def __enter__(self):
         self._clear()
-        RUN.mkdir(mode=0o700)
+        RUN.mkdir(mode=0o755)
         self._cgroup.mkdir()
         try:
             self.listed = Pod("listed", self._cgroup / "listed", self._hop)
             self.unlisted = Pod("unlisted", self._cgroup / "unlisted", self._hop)
+            self.remote = Pod("remote", self._cgroup / "remote")
+            for number, pod in enumerate((self.listed, self.unlisted)):
+                pod.link(self.remote, own=f"192.0.2.{4 * number + 2}",
+                         others=self.gateway_of(pod))
             self.agent = Agent(self._binaries, self._cgroup / "agent", self.listed)
         except BaseException:
             self._clear()
             raise
         return self
+
+    def gateway_of(self, pod):
+        """The remote pod's address on the veth pair to this one (RFC 5737)."""
+        return f"192.0.2.{4 * (self.listed, self.unlisted).index(pod) + 1}"
 
     def __exit__(self, *_):
         self._clear()

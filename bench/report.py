@@ -14,6 +14,7 @@ NOISE = 0.03
 class Target:
     kind: str  # "at_most", "at_least", "one"
     value: float = 1.0
+    never_below: float | None = None  # holds for each sample, not for the median
 
     def verdict(self, figures):
         median = statistics.median(figures)
@@ -21,21 +22,24 @@ class Target:
             if abs(median - 1) <= NOISE:
                 return "met"
             return "noisy" if min(figures) <= 1 <= max(figures) else "NOT MET"
+        if self.never_below is not None and min(figures) < self.never_below:
+            return "NOT MET"
         met = median <= self.value if self.kind == "at_most" else median >= self.value
         return "met" if met else "NOT MET"
 
     def __str__(self):
         if self.kind == "one":
             return f"1.00 +- {NOISE:.2f}"
-        return f"{'<=' if self.kind == 'at_most' else '>='} {self.value:g}"
+        text = f"{'<=' if self.kind == 'at_most' else '>='} {self.value:g}"
+        return text if self.never_below is None else f"{text}, min {self.never_below:g}"
 
 
 def at_most(value):
     return Target("at_most", value)
 
 
-def at_least(value):
-    return Target("at_least", value)
+def at_least(value, never_below=None):
+    return Target("at_least", value, never_below)
 
 
 ONE = Target("one")
@@ -54,10 +58,13 @@ class Row:
     accelerated: list = dataclasses.field(default_factory=list)
     unix: list = dataclasses.field(default_factory=list)
     note: str = ""
+    skipped: bool = False  # the note says why
     detail: dict = dataclasses.field(default_factory=dict)  # for --json only
 
     @property
     def verdict(self):
+        if self.skipped:
+            return "skipped"
         if not self.figures:
             return "not measured"
         return self.target.verdict(self.figures) if self.target else ""
@@ -84,7 +91,7 @@ def _median(samples):
 class Table:
     """Prints a row as soon as it is measured."""
 
-    LINE = "{:<36} {:>9} {:>9} {:>9} {:<6} {:>6} {:<14} {:<13} {:<8} {}"
+    LINE = "{:<36} {:>9} {:>9} {:>9} {:<6} {:>6} {:<14} {:<16} {:<8} {}"
 
     def __init__(self):
         self.rows = []
@@ -116,7 +123,10 @@ class Table:
         for row in missed:
             print(f"  {row.verdict.lower()}: {row.group}: {row.name}: "
                   f"{statistics.median(row.figures):.2f}, wanted {row.target}")
-        unmeasured = [row for row in self.rows if not row.figures]
+        for row in self.rows:
+            if row.skipped:
+                print(f"  SKIPPED: {row.group}: {row.name}: {row.note}")
+        unmeasured = [row for row in self.rows if not row.figures and not row.skipped]
         for row in unmeasured:
             print(f"  NOT MEASURED: {row.group}: {row.name}: {row.note}")
         return len(unmeasured)

@@ -1,22 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is measured. Every figure against plain TCP is a ratio of two neighbours in
-time, of the same program in a listed and an unlisted pod, whose order alternates:
-the machine's drift falls on both. Whether bytes were redirected is asked of the
-agent after each slice; a figure whose proof fails is a Failure, not a figure.
-"""
+"""What is measured with hop: one hop between two processes, pattern by pattern."""
 
 import dataclasses
 import os
 import select
-import statistics
 import time
 
-from node import HOP_GRACE_SECONDS, REDIRECTED_PORT, AgentEnded, Failure
+from meter import ANY, NEARLY_ALL, Figure, Workload
+from pod import HOP_GRACE_SECONDS, REDIRECTED_PORT, Failure
 from report import ONE, Row, at_least, at_most, short
 
 RTT_SIZES = (64, 1024, 4096, 16384, 65536)
 RTT_SIZES_WITH_TARGET = RTT_SIZES[:-1]
-REDIRECT_SIZES = (64, 16384)
 STREAM_SIZES = (64, 256, 1024, 4096, 16384, 65536)
 UNREAD_SIZES = (1024, 65536)
 LIVE_PAIRS = 1000
@@ -33,16 +28,27 @@ class Plan:
     unread_pairs: int
     unlisted_pairs: int
     unlisted_slices: int
+    path_pairs: int
+    path_seconds: int  # wrk's unit
 
 
-QUICK = Plan(rtt_pairs=7, rtt_seconds=0.15, stream_pairs=4, stream_seconds=0.3,
-             mixed_exchanges=1500, unread_pairs=2, unlisted_pairs=4, unlisted_slices=3)
+QUICK = Plan(rtt_pairs=7, rtt_seconds=0.15, stream_pairs=3, stream_seconds=2,
+             mixed_exchanges=1500, unread_pairs=2, unlisted_pairs=4, unlisted_slices=3,
+             path_pairs=7, path_seconds=1)
 FULL = Plan(rtt_pairs=15, rtt_seconds=1, stream_pairs=7, stream_seconds=2,
-            mixed_exchanges=10000, unread_pairs=5, unlisted_pairs=9, unlisted_slices=5)
+            mixed_exchanges=10000, unread_pairs=5, unlisted_pairs=9, unlisted_slices=5,
+            path_pairs=11, path_seconds=5)
+# Whether the rows run at all; the figures mean nothing.
+SMOKE = Plan(rtt_pairs=1, rtt_seconds=0.02, stream_pairs=1, stream_seconds=0.05,
+             mixed_exchanges=100, unread_pairs=1, unlisted_pairs=1, unlisted_slices=1,
+             path_pairs=1, path_seconds=1)
 
 
 def size_text(size):
-    return f"{size} B" if size < 1024 else f"{size // 1024} KiB"
+    for unit, bytes_of_it in (("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if size >= bytes_of_it:
+            return f"{size // bytes_of_it} {unit}"
+    return f"{size} B"
 
 
 def cpu_sets():
@@ -54,87 +60,36 @@ def cpu_sets():
     return sets
 
 
-def all_or(least):
-    return f"at least {least:.0%}" if least else "some"
+def hop(*arguments, least_share=NEARLY_ALL, unix_count=None):
+    return Workload(f"hop {' '.join(map(str, arguments))}",
+                    lambda pod: pod.hop(*arguments),
+                    lambda pod: pod.hop(*arguments, "--transport", "unix"),
+                    least_share, unix_count)
 
 
-class Bench:
-    def __init__(self, node, table, plan):
+class HopRows:
+    def __init__(self, node, meter, table, plan, seed):
         self._node = node
         self._agent = node.agent
+        self._meter = meter
         self._table = table
         self._plan = plan
-        self._starts = []
+        self._seed = seed
 
-    # ---- slices ----------------------------------------------------------------
+    def _connect(self):
+        return ["connect", "--seconds", 2 * self._plan.rtt_seconds]
 
-    def _start_agent(self):
-        self._starts.append(self._agent.start())
-        self._redirected = self._agent.status()["redirectedBytes"]
-
-    def _slice(self, pod, arguments, least_share=0.9):
-        """Runs hop; proves that its bytes went the way they were to go."""
-        if not self._agent.running:
-            return pod.hop(*arguments)
-        before = self._redirected
-        try:
-            result = pod.hop(*arguments)
-        finally:
-            self._redirected = self._agent.status()["redirectedBytes"]
-        share = (self._redirected - before) / result["payloadBytes"]
-        expected = pod is self._node.listed and "unix" not in arguments
-        wrong = (share <= 0 or share < least_share) if expected else share != 0
-        if wrong:
-            raise Failure(
-                f"hop {' '.join(map(str, arguments))} in pod {pod.name}: {share:.1%} of its bytes "
-                f"were redirected, expected {all_or(least_share) if expected else 'none'}; "
-                "see `fallbacks` of `shuntctl status`: "
-                f"{self._agent.status().get('fallbacks')}")
-        result["share"] = share
-        return result
-
-    def _rounds(self, count, arguments, least_share):
-        """(plain, accelerated, unix) results of `count` rounds."""
-        plain, accelerated, unix = [], [], []
-        for number in range(count):
-            sides = [(self._node.unlisted, plain), (self._node.listed, accelerated)]
-            for pod, results in sides if number % 2 == 0 else reversed(sides):
-                results.append(self._slice(pod, arguments, least_share))
-            unix.append(self._slice(self._node.unlisted, [*arguments, "--transport", "unix"]))
-        return plain, accelerated, unix
-
-    def _paired_row(self, group, name, unit, key, target, count, arguments, least_share=0.9,
-                    scale=1.0):
-        try:
-            plain, accelerated, unix = self._rounds(count, arguments, least_share)
-        except AgentEnded:
-            raise
-        except Failure as error:
-            # One pattern that does not run says nothing about the others.
-            self._table.add(Row(group, name, unit, [], target, note=str(error)))
-            return
-        share = statistics.mean(result["share"] for result in accelerated)
-        values = [[result[key] * scale for result in side] for side in (plain, accelerated, unix)]
-        self._table.add(Row(
-            group, name, unit, [fast / slow for slow, fast in zip(values[0], values[1])], target,
-            *values, note="" if share > 0.9 else f"{share:.1%} redirected",
-            detail={"redirectedShare": share,
-                    "slices": {"plain": plain, "accelerated": accelerated, "unix": unix}}))
-
-    # ---- groups ----------------------------------------------------------------
-
-    def agent_group(self):
+    def agent(self):
         """Agent off and on in turn; leaves it running. Off and on are seconds
         apart, so each counts by its best slice: the least disturbed one."""
         cpus = cpu_sets()[0][1]
-        seconds = self._plan.rtt_seconds
-        rtt = ["rtt", "--size", 64, "--cpus", cpus, "--seconds", seconds]
-        connect = ["connect", "--cpus", cpus, "--seconds", 2 * seconds]
+        rtt = hop("rtt", "--size", 64, "--cpus", cpus, "--seconds", self._plan.rtt_seconds)
+        connect = hop(*self._connect(), "--cpus", cpus)
         unlisted, listed = self._node.unlisted, self._node.listed
         rtt_off, rtt_on, connect_off, connect_on, connect_listed = [], [], [], [], []
 
-        def best(pod, arguments):
-            return min(self._slice(pod, arguments)["p50Us"]
+        def best(pod, workload):
+            return min(self._meter.slice(pod, workload)["p50Us"]
                        for _ in range(self._plan.unlisted_slices))
 
         def off():
@@ -144,7 +99,7 @@ class Bench:
 
         def on():
             if not self._agent.running:
-                self._start_agent()
+                self._meter.start_agent()
             rtt_on.append(best(unlisted, rtt))
             connect_on.append(best(unlisted, connect))
             connect_listed.append(best(listed, connect))
@@ -153,7 +108,7 @@ class Bench:
             for phase in (off, on) if number % 2 == 0 else (on, off):
                 phase()
         if not self._agent.running:
-            self._start_agent()
+            self._meter.start_agent()
 
         for group, name, without, running, target in (
                 ("an unlisted pod, agent / no agent, one CPU", "RTT 64 B", rtt_off, rtt_on, ONE),
@@ -164,56 +119,62 @@ class Bench:
             self._table.add(Row(
                 group, name, "us", [above / below for above, below in zip(running, without)],
                 target, plain=without, accelerated=running, note="columns: no agent, agent"))
-        self._paired_row("connections made and closed, one CPU", "connect-request-close", "1/s",
-                         "connectionsPerSecond", at_least(0.97), self._plan.rtt_pairs, connect)
 
-    def rtt_group(self):
+    def connect(self):
+        for label, cpus in cpu_sets():
+            self._meter.rows("connect-request-close in a listed pod",
+                             [Figure(label, "1/s", "connectionsPerSecond", at_least(0.97))],
+                             self._plan.rtt_pairs, hop(*self._connect(), "--cpus", cpus))
+
+    def rtt(self):
+        self._round_trips("round trip", [])
+
+    def redirect(self):
+        with self._node.listed.redirecting(), self._node.unlisted.redirecting():
+            self._round_trips("round trip behind REDIRECT", ["--dial", REDIRECTED_PORT])
+
+    def _round_trips(self, group, arguments):
         for label, cpus in cpu_sets():
             for size in RTT_SIZES:
-                one_cpu = label == "one CPU" and size in RTT_SIZES_WITH_TARGET
-                self._paired_row(
-                    f"round trip, {label} (median)", size_text(size), "us", "p50Us",
-                    at_most(0.62) if one_cpu else None,
-                    self._plan.rtt_pairs, ["rtt", "--size", size, "--cpus", cpus,
-                                           "--seconds", self._plan.rtt_seconds])
+                judged = label == "one CPU" and size in RTT_SIZES_WITH_TARGET
+                self._meter.rows(
+                    f"{group}, {label} (median)",
+                    [Figure(size_text(size), "us", "p50Us", at_most(0.62) if judged else None)],
+                    self._plan.rtt_pairs,
+                    hop("rtt", "--size", size, "--cpus", cpus,
+                        "--seconds", self._plan.rtt_seconds, *arguments))
 
-        cpus = cpu_sets()[0][1]
-        with self._node.listed.redirecting(), self._node.unlisted.redirecting():
-            for size in REDIRECT_SIZES:
-                self._paired_row(
-                    "round trip behind REDIRECT, one CPU (median)", size_text(size), "us", "p50Us",
-                    at_most(0.62), self._plan.rtt_pairs,
-                    ["rtt", "--size", size, "--cpus", cpus, "--dial", REDIRECTED_PORT,
-                     "--seconds", self._plan.rtt_seconds])
-
-    def mixed_group(self):
+    def mixed(self):
         for label, cpus in cpu_sets():
-            self._paired_row(
-                "64 B to 64 KiB mixed, with pauses (mean)", label, "us", "meanUs", at_most(1.0),
-                self._plan.rtt_pairs, ["mixed", "--cpus", cpus, "--exchanges",
-                                       self._plan.mixed_exchanges])
+            self._meter.rows(
+                "64 B to 64 KiB mixed, with pauses: exchanges per second of their mean time",
+                [Figure(label, "1/s", "exchangesPerSecond", at_least(1.0))],
+                self._plan.rtt_pairs,
+                hop("mixed", "--cpus", cpus, "--exchanges", self._plan.mixed_exchanges,
+                    "--seed", self._seed), note=f"seed {self._seed}")
 
-    def stream_group(self):
+    def stream(self):
         for label, cpus in cpu_sets():
             for size in STREAM_SIZES:
-                self._paired_row(
-                    f"stream, {label}", size_text(size), "MB/s", "megabytesPerSecond",
-                    at_least(0.97),
-                    self._plan.stream_pairs, ["stream", "--size", size, "--cpus", cpus,
-                                              "--seconds", self._plan.stream_seconds],
-                    least_share=0)
+                self._meter.rows(
+                    f"stream, {self._plan.stream_seconds} s, {label}",
+                    [Figure(size_text(size), "MB/s", "megabytesPerSecond", at_least(0.97))],
+                    self._plan.stream_pairs,
+                    hop("stream", "--size", size, "--cpus", cpus,
+                        "--seconds", self._plan.stream_seconds, least_share=ANY, unix_count=1))
 
-    def unread_group(self):
+    def unread(self):
         for size in UNREAD_SIZES:
-            self._paired_row(
-                "accepted while nobody reads", f"in writes of {size_text(size)}", "MB",
-                "acceptedBytes", at_most(1.5),
-                self._plan.unread_pairs, ["unread", "--size", size], least_share=0, scale=1e-6)
+            self._meter.rows(
+                "accepted while nobody reads",
+                [Figure(f"in writes of {size_text(size)}", "MB", "acceptedBytes", at_most(1.5),
+                        scale=1e-6)],
+                self._plan.unread_pairs, hop("unread", "--size", size, least_share=ANY))
 
-    def footprint_group(self):
+    def footprint(self):
         group = "the agent"
-        self._table.add(Row(group, "start to first redirected byte", "s", list(self._starts),
-                            at_most(1.0)))
+        self._table.add(Row(group, "start to first redirected byte", "s",
+                            list(self._meter.starts), at_most(1.0)))
         holder = self._node.listed.start("hold", "--connections", LIVE_PAIRS)
         try:
             ready, _, _ = select.select([holder.stdout], [], [], HOP_GRACE_SECONDS)
@@ -236,16 +197,3 @@ class Bench:
                             at_most(30)))
         self._table.add(Row(group, f"CPU in {IDLE_SECONDS} idle seconds", "s", [spent],
                             at_most(0.01), note=f"{short(spent * 1e3)} ms"))
-
-    def groups(self):
-        return {"agent": self.agent_group, "rtt": self.rtt_group, "mixed": self.mixed_group,
-                "stream": self.stream_group, "unread": self.unread_group,
-                "footprint": self.footprint_group}
-
-    def run(self, names):
-        for name, group in self.groups().items():
-            if name not in names:
-                continue
-            if name != "agent" and not self._agent.running:
-                self._start_agent()
-            group()

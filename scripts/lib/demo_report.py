@@ -47,7 +47,7 @@ def parse_wrk(text):
         return default
 
     def percentile(percent):
-        match = re.search(rf"^\s*{percent}%\s+([\d.]+)(us|ms|s|m|h)$", text, re.MULTILINE)
+        match = re.search(rf"^\s*{percent}%\s+([\d.]+)(us|ms|s|m|h)\s*$", text, re.MULTILINE)
         if not match:
             raise Failure(f"wrk's output has no {percent}th percentile:\n{text}")
         return float(match.group(1)) * SECONDS_OF_UNIT[match.group(2)]
@@ -69,7 +69,7 @@ def parse_wrk(text):
 # ---- one turn ------------------------------------------------------------------
 
 
-def envoy_bytes(admin_socket):
+def envoy_bytes(admin_socket, names=ENVOY_COUNTERS):
     """Bytes of both hops, each direction once: what Envoy has received and sent."""
     connection = http.client.HTTPConnection("envoy")
     connection.sock = socket.socket(socket.AF_UNIX)
@@ -77,7 +77,7 @@ def envoy_bytes(admin_socket):
     connection.request("GET", "/stats?format=json&filter=cx_[rt]x_bytes_total")
     counters = {entry["name"]: entry["value"]
                 for entry in json.load(connection.getresponse())["stats"] if "name" in entry}
-    return sum(counters[name] for name in ENVOY_COUNTERS)
+    return sum(counters[name] for name in names)
 
 
 def take_snapshot(args):

@@ -10,6 +10,24 @@ BUILD_PACKAGES=(
   libgtest-dev libgmock-dev libbenchmark-dev
 )
 TEST_PACKAGES=(iproute2 iptables nftables procps util-linux python3)
+BENCH_PACKAGES=(wrk nginx-light redis-server redis-tools haproxy curl python3-venv)
+
+# What tests/programs drives, by command, since some have it from elsewhere. Go is
+# needed by the build.
+PROGRAMS=(
+  nginx:nginx-light haproxy:haproxy redis-server:redis-server pg_lsclusters:postgresql
+  node:nodejs go:golang-go javac:default-jdk-headless curl:curl
+)
+
+# need_programs: installs them; who cannot goes on, and those tests are skipped.
+need_programs() {
+  local entry packages=()
+  for entry in "${PROGRAMS[@]}"; do
+    command -v "${entry%%:*}" >/dev/null || packages+=("${entry#*:}")
+  done
+  [ ${#packages[@]} -eq 0 ] || need_packages "${packages[@]}" ||
+    echo "== WARNING: tests of programs that are missing are skipped: ${packages[*]}" >&2
+}
 
 # need_packages NAME…: apt-get installs those that are not there; needs root then.
 need_packages() {
