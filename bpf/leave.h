@@ -12,60 +12,57 @@
 /* The sockhash's. */
 #define RESTING_PSOCK_REFERENCES 1
 
-/* What the other end of a leaving end is doing. Its address is good only if the
- * cookie is the same before and after; otherwise nothing is known: all false. */
-struct other_end {
-	bool in_no_call; /* no thread is in its sendmsg (nor recvmsg) */
-	bool is_unlocked; /* no thread holds its socket lock */
-	bool sends_no_more;
-};
+/* What a look finds. In memory, not on the stack, so that the verifier does not
+ * follow every combination of values, which takes it half a second. One run at a
+ * time: the agent's. */
+static struct shunt_leave_view look;
 
-static __always_inline struct other_end look_at_other_end(const struct shunt_end *end)
+/* The other end of a leaving end. Its address is good only if the cookie is the
+ * same before and after; otherwise nothing is known. */
+static __always_inline void look_at_other_end(const struct shunt_end *end)
 {
 	struct sock *sk = (void *)end->tcp_sock;
 	struct sk_psock *psock = psock_of(sk);
 	__u64 before = BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
-	struct other_end seen = {
-		.in_no_call = psock && BPF_CORE_READ(psock, refcnt.refs.counter) ==
-					       RESTING_PSOCK_REFERENCES,
-		.is_unlocked = !BPF_CORE_READ(sk, sk_lock.owned),
-		.sends_no_more = BPF_CORE_READ(sk, sk_shutdown) & SEND_SHUTDOWN,
-	};
+	/* Is no thread in its sendmsg (nor recvmsg)? */
+	look.sender_in_no_call = psock && BPF_CORE_READ(psock, refcnt.refs.counter) ==
+						  RESTING_PSOCK_REFERENCES;
+	/* Does no thread hold its socket lock? */
+	look.sender_shows = !BPF_CORE_READ(sk, sk_lock.owned);
+	/* Does it send no more? */
+	look.peer_gate_closed = (BPF_CORE_READ(sk, sk_shutdown) & SEND_SHUTDOWN) != 0;
 	__u64 after = BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
+	barrier();
 	if (before != end->socket_cookie || after != end->socket_cookie)
-		seen = (struct other_end){};
-	return seen;
+		look = (struct shunt_leave_view){};
 }
 
 /* Both ends' gates were closed, and then a grace period was awaited. */
 volatile __u32 grace_passed = 0;
 
-/*
- * May this member leave? `own_references` are those that the caller holds.
- */
+/* May this member leave? `own_references` are those that the caller holds. */
 static __always_inline bool may_leave_now(struct sock *sk, struct shunt_socket_state *state,
 					  __s32 own_references)
 {
 	struct shunt_end_key peer_key = shunt_end_key_peer(state->self);
 	struct shunt_end *peer = bpf_map_lookup_elem(&ends, &peer_key);
-	struct other_end other = {};
+	look = (struct shunt_leave_view){};
 	if (peer)
-		other = look_at_other_end(peer);
+		look_at_other_end(peer);
 
 	/* In this order: see shunt_may_leave(). */
 	__s32 timers_before = armed_timers(sk);
 	__s32 references = BPF_CORE_READ(sk, __sk_common.skc_refcnt.refs.counter);
 	__s32 timers_after = armed_timers(sk);
-	struct shunt_leave_view view = {
-		.own_gate_closed = state->gate_closed,
-		.peer_gate_closed = !peer || peer->gate_closed || other.sends_no_more,
-		.queue_empty = queue_is_empty(sk),
-		.sender_in_no_call = other.in_no_call,
-		.sender_shows = grace_passed || other.is_unlocked,
-		.references = references - own_references,
-		.timers = timers_before < timers_after ? timers_before : timers_after,
-	};
-	switch (shunt_may_leave(&view)) {
+	look.own_gate_closed = state->gate_closed;
+	if (!peer || peer->gate_closed)
+		look.peer_gate_closed = 1;
+	look.queue_empty = queue_is_empty(sk);
+	look.sender_shows |= grace_passed;
+	look.references = references - own_references;
+	look.timers = timers_before < timers_after ? timers_before : timers_after;
+	barrier();
+	switch (shunt_may_leave(&look)) {
 	case SHUNT_LEAVE:
 		return true;
 	case SHUNT_LEAVE_IF_QUIET:

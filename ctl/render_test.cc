@@ -58,6 +58,7 @@ TEST(RenderTest, StatusJson) {
   "refused": {
     "map_full": 5
   },
+  "left": {},
   "exits": {
     "pair_made": 40,
     "server_alone": 1,
@@ -88,6 +89,7 @@ TEST(RenderTest, StatusJsonHasEveryKeyWhenNothingHappened) {
     "capacity": 0
   },
   "refused": {},
+  "left": {},
   "exits": {},
   "configError": ""
 }

@@ -130,7 +130,7 @@ INSTANTIATE_TEST_SUITE_P(
             "LeavesAloneAndCloses",
             With(With(Without(Options(1, 1), &GateModelOptions::stops_enrolment), kAlone),
                  kClosing),
-            1'000'000,
+            900'000,
             Exits(SHUNT_EXIT_REDIRECTED, SHUNT_EXIT_MSG_GATE_CLOSED, SHUNT_EXIT_MSG_PEER_CLOSED)},
         Scenario{"LeavesWhileTimersRun",
                  WithTimers(Options(2, 1), Timers::kNoTwoLooksInARowDisturbed), 1'330'000,
