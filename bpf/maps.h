@@ -37,6 +37,8 @@ struct shunt_socket_state {
 	__u32 user_keepalive; /* what the program had set */
 	__u32 user_keepalive_time; /* jiffies; 0: never set */
 	__u32 ready; /* to leave, as soon as the other end is too */
+	__u32 blocking_reader; /* thread id, while watched */
+	__u32 blocking_writer;
 	__u64 half_closes; /* only ever added to: a barrier, see on_half_close() */
 };
 

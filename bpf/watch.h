@@ -23,6 +23,7 @@
 #define MSG_OOB 1
 #define MSG_PEEK 2
 #define MSG_TRUNC 0x20
+#define MSG_DONTWAIT 0x40
 #define MSG_WAITALL 0x100
 #define MSG_ZEROCOPY 0x4000000
 
@@ -170,6 +171,15 @@ static __always_inline void note_receive(struct shunt_socket_state *state)
 		report_workload(&key, SHUNT_EXIT_WORKLOAD_CLEAN, 0, false);
 }
 
+/* A thread that is blocked in recv() on an enrolled socket returns with EAGAIN when
+ * another one's blocked send() gets room: tcp_msg_wait_data() waits once. */
+static __always_inline void note_threads(struct shunt_socket_state *state)
+{
+	if (state->blocking_reader && state->blocking_writer &&
+	    state->blocking_reader != state->blocking_writer)
+		note_hazard(state, SHUNT_HAZARD_TWO_THREADS);
+}
+
 /* Kernel 6.3 (6e6eda44b939): at the end of every receive. */
 SEC("tp_btf/sock_recv_length")
 int BPF_PROG(shunt_sock_recv_length, struct sock *sk, int result, int flags)
@@ -183,6 +193,10 @@ int BPF_PROG(shunt_sock_recv_length, struct sock *sk, int result, int flags)
 		note_hazard(state, SHUNT_HAZARD_TRUNC);
 	if (flags & MSG_OOB)
 		note_hazard(state, SHUNT_HAZARD_OOB);
+	if (!(flags & MSG_DONTWAIT)) {
+		state->blocking_reader = (__u32)bpf_get_current_pid_tgid();
+		note_threads(state);
+	}
 	if (result > 0 && !(flags & MSG_PEEK))
 		note_receive(state);
 	return 0;
@@ -198,6 +212,10 @@ int BPF_PROG(shunt_sock_send_length, struct sock *sk, int result, int flags)
 		note_hazard(state, SHUNT_HAZARD_OOB);
 	if (flags & MSG_ZEROCOPY)
 		note_hazard(state, SHUNT_HAZARD_ZEROCOPY);
+	if (!(flags & MSG_DONTWAIT)) {
+		state->blocking_writer = (__u32)bpf_get_current_pid_tgid();
+		note_threads(state);
+	}
 	return 0;
 }
 

@@ -99,6 +99,7 @@ void ProgramTest::TearDown() {
 }
 
 void ProgramTest::StartListed(const std::vector<uint16_t>& ports) {
+  agent().LearnWorkloads();
   std::vector<std::string> texts;
   for (const uint16_t port : ports) {
     texts.push_back(std::to_string(port));
