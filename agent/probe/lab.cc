@@ -241,8 +241,10 @@ uint64_t CookieOf(int socket) {
   return cookie;
 }
 
-absl::StatusOr<Trial> Trial::Make(Lab* lab, Family family, Way way) {
+absl::StatusOr<Trial> Trial::Make(Lab* lab, Family family, Way way,
+                                  std::chrono::milliseconds limit) {
   Trial trial;
+  trial.bound_ = Bound(limit);
   SHUNT_ASSIGN_OR_RETURN(UniqueFd listener, Listen(family), "");
   SHUNT_ASSIGN_OR_RETURN(trial.tx_, TcpSocket(family), "");
   Address address;
@@ -257,24 +259,33 @@ absl::StatusOr<Trial> Trial::Make(Lab* lab, Family family, Way way) {
     return trial;
   }
   trial.lab_ = lab;
+  if (way != Way::kJoinLater) {
+    SHUNT_RETURN_IF_ERROR(trial.Enrol(way == Way::kRedirect), "");
+  }
+  return trial;
+}
+
+absl::Status Trial::Enrol(bool redirect) {
   probe_socket state = {};
-  state.redirect = way == Way::kRedirect;
-  state.peer_key = trial.rx_key_;
-  int error = lab->WriteSocket(trial.tx(), state);
-  state.peer_key = trial.tx_key_;
+  state.redirect = redirect ? 1 : 0;
+  state.peer_key = rx_key_;
+  int error = lab_->WriteSocket(tx(), state);
+  state.peer_key = tx_key_;
   if (error == 0) {
-    error = lab->WriteSocket(trial.rx(), state);
+    error = lab_->WriteSocket(rx(), state);
   }
   if (error != 0) {
     return ErrnoStatus(error, "giving a socket its storage");
   }
-  for (const int fd : {trial.tx(), trial.rx()}) {
-    if (error = lab->Enrol(fd); error != 0) {
+  for (const int fd : {tx(), rx()}) {
+    if (error = lab_->Enrol(fd); error != 0) {
       return ErrnoStatus(error, "entering an ESTABLISHED socket into a sockhash");
     }
   }
-  return trial;
+  return absl::OkStatus();
 }
+
+absl::Status Trial::Join() { return lab_ == nullptr ? absl::OkStatus() : Enrol(true); }
 
 Trial::~Trial() {
   const linger reset = {1, 0};

@@ -33,9 +33,10 @@ enum class Family { kIpv4, kIpv6, kV4Mapped };
 
 // How a trial's bytes travel.
 enum class Way {
-  kPlain,     // neither end is in the sockhash
-  kMember,    // both are, messages go by TCP
-  kRedirect,  // both are, messages go straight to the peer
+  kPlain,      // neither end is in the sockhash
+  kMember,     // both are, messages go by TCP
+  kRedirect,   // both are, messages go straight to the peer
+  kJoinLater,  // neither is until Join(), which makes it kRedirect
 };
 
 class Lab {
@@ -97,7 +98,9 @@ uint64_t CookieOf(int socket);
 // that nothing stays in TIME_WAIT.
 class Trial {
  public:
-  static absl::StatusOr<Trial> Make(Lab* lab, Family family, Way way);
+  static absl::StatusOr<Trial> Make(
+      Lab* lab, Family family, Way way,
+      std::chrono::milliseconds limit = std::chrono::milliseconds(200));
   ~Trial();
   Trial(Trial&&) = default;
   Trial& operator=(Trial&&) = delete;
@@ -110,6 +113,8 @@ class Trial {
   // From the next message on; both directions. No effect on a plain trial.
   void ByTcp() { SetRedirect(0); }
   void ByRedirect() { SetRedirect(1); }
+  // Enrols both ends. No effect on a plain trial.
+  absl::Status Join();
   // Takes the receiver out of the sockhash. No effect on a plain trial.
   void ExpelRx();
   // Messages of tx that the program handed to the peer; also after CloseTx().
@@ -131,6 +136,7 @@ class Trial {
 
  private:
   Trial() = default;
+  absl::Status Enrol(bool redirect);
   void SetRedirect(uint32_t redirect);
 
   Lab* lab_ = nullptr;  // null: plain

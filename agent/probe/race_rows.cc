@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Rows of docs/hazards.md that need a second thread: calls that wait, and
+// races. A race that was not seen is unknown, never ok.
+#include <poll.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cerrno>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "agent/probe/compare.h"
+#include "agent/probe/lab.h"
+#include "agent/probe/row.h"
+
+namespace shunt {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::steady_clock;
+
+// Until a thread that was told to wait in a call can be taken to wait there.
+constexpr milliseconds kSettles{15};
+
+void SetTimeouts(int socket, milliseconds limit) {
+  const timeval value = {0, static_cast<suseconds_t>(limit.count() * 1000)};
+  setsockopt(socket, SOL_SOCKET, SO_RCVTIMEO, &value, sizeof(value));
+  setsockopt(socket, SOL_SOCKET, SO_SNDTIMEO, &value, sizeof(value));
+}
+
+// ---- calls that wait ---------------------------------------------------------
+
+// recv() in this thread, `meanwhile` in another once this one waits.
+template <typename Meanwhile>
+std::string BlockedReceive(int socket, Meanwhile meanwhile) {
+  constexpr milliseconds kTimeout{100};
+  SetTimeouts(socket, kTimeout);
+  std::thread other([&] {
+    std::this_thread::sleep_for(kSettles);
+    meanwhile();
+  });
+  std::array<char, 16> buffer;
+  const auto begin = steady_clock::now();
+  const ssize_t n = recv(socket, buffer.data(), buffer.size(), 0);
+  const int error = errno;
+  const bool waited = steady_clock::now() - begin >= kTimeout - milliseconds(5);
+  other.join();
+  if (n < 0 && error == EAGAIN) {
+    return waited ? "recv() waits on" : "recv() returns EAGAIN at once";
+  }
+  return absl::StrCat("recv(): ", n == 0 ? "EOF" : Outcome(n < 0 ? -error : n));
+}
+
+std::string ResetWhileReceiving(Trial& trial) {
+  return BlockedReceive(trial.rx(), [&] {
+    const linger reset = {1, 0};
+    setsockopt(trial.tx(), SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
+    trial.CloseTx();
+  });
+}
+
+std::string ShutdownWhileReceiving(Trial& trial) {
+  return BlockedReceive(trial.rx(), [&] { shutdown(trial.rx(), SHUT_RD); });
+}
+
+std::string RoomWhileReceiving(Trial& trial) {
+  const int buffer = 32 * 1024;
+  setsockopt(trial.tx(), SOL_SOCKET, SO_SNDBUF, &buffer, sizeof(buffer));
+  setsockopt(trial.rx(), SOL_SOCKET, SO_RCVBUF, &buffer, sizeof(buffer));
+  const std::string chunk = Pattern(16384);
+  size_t sent = 0;
+  for (ssize_t n; (n = send(trial.tx(), chunk.data(), chunk.size(), MSG_DONTWAIT)) > 0 ||
+                  trial.Wait(trial.tx(), POLLOUT, 5) != 0;) {
+    sent += n > 0 ? static_cast<size_t>(n) : 0;
+  }
+  std::thread sender([&] { send(trial.tx(), chunk.data(), chunk.size(), MSG_NOSIGNAL); });
+  const std::string outcome =
+      BlockedReceive(trial.tx(), [&] { trial.ReceiveAll(sent + chunk.size()); });
+  sender.join();
+  return outcome;
+}
+
+std::string JoinWhileReceiving(Trial& trial) {
+  return BlockedReceive(trial.rx(), [&] {
+    if (trial.Join().ok()) {
+      trial.Send("0123456789");
+    }
+  });
+}
+
+// ---- races ---------------------------------------------------------------------
+
+// Plays one race; true if what TCP never does was seen.
+using Race = bool (*)(Trial& trial);
+
+struct Races {
+  int seen = 0;
+  int played = 0;
+};
+
+absl::StatusOr<Races> Play(Lab* lab, Way way, Race race, milliseconds limit) {
+  const Bound bound(limit);
+  Races races;
+  while (bound.Left() > 0) {
+    absl::StatusOr<Trial> trial = Trial::Make(lab, Family::kIpv4, way);
+    if (!trial.ok()) {
+      return trial.status();
+    }
+    races.seen += race(*trial) ? 1 : 0;
+    ++races.played;
+  }
+  return races;
+}
+
+Probe Racing(Race race) {
+  return [=](const ProbeContext& context) -> Finding {
+    constexpr milliseconds kPlain{80};
+    constexpr milliseconds kRedirected{200};
+    const absl::StatusOr<Races> plain = Play(nullptr, Way::kPlain, race, kPlain);
+    const absl::StatusOr<Races> redirected = Play(context.lab, Way::kRedirect, race, kRedirected);
+    if (!plain.ok() || !redirected.ok()) {
+      return Failed(plain.ok() ? redirected.status() : plain.status());
+    }
+    const std::string happened =
+        absl::StrCat("seen in ", redirected->seen, " of ", redirected->played,
+                     " races; plain TCP: ", plain->seen, " of ", plain->played);
+    if (plain->seen > 0) {
+      return {Found::kAsWanted, happened};
+    }
+    return {redirected->seen > 0 ? Found::kOtherwise : Found::kUnknown, happened};
+  };
+}
+
+// Both at the same moment, as nearly as two CPUs allow.
+template <typename One, typename Other>
+void AtOnce(One one, Other other) {
+  std::atomic<int> ready = 0;
+  const auto meet = [&] {
+    ++ready;
+    while (ready < 2) {
+      std::this_thread::yield();
+    }
+  };
+  std::thread thread([&] {
+    meet();
+    one();
+  });
+  meet();
+  other();
+  thread.join();
+}
+
+bool MessageAfterFin(Trial& trial) {
+  bool ended = false;
+  std::thread reader([&] {
+    std::array<char, 64> buffer;
+    ssize_t n;
+    do {
+      n = trial.Receive(buffer.data(), buffer.size(), 0, 100);
+    } while (n > 0);
+    ended = n == 0;
+  });
+  ssize_t sent = 0;
+  AtOnce([&] { sent = trial.Send("0123456789"); }, [&] { shutdown(trial.tx(), SHUT_WR); });
+  reader.join();
+  // What comes now comes after the end that was read.
+  std::array<char, 64> buffer;
+  return ended && sent > 0 && trial.Receive(buffer.data(), buffer.size(), 0, 0) > 0;
+}
+
+bool FirstSendFails(Trial& trial) {
+  ssize_t sent = 0;
+  AtOnce([&] { trial.CloseRx(); }, [&] { sent = trial.Send("0123456789"); });
+  return sent < 0;
+}
+
+bool WritesInterleave(Trial& trial) {
+  constexpr size_t kSize = 64 * 1024;
+  const int buffer = 512 * 1024;
+  setsockopt(trial.tx(), SOL_SOCKET, SO_SNDBUF, &buffer, sizeof(buffer));
+  std::string got;
+  std::thread reader([&] { got = trial.ReceiveAll(2 * kSize); });
+  const auto write = [&](char letter) {
+    const std::string data(kSize, letter);
+    send(trial.tx(), data.data(), data.size(), MSG_NOSIGNAL);
+  };
+  AtOnce([&] { write('a'); }, [&] { write('b'); });
+  reader.join();
+  got.erase(std::unique(got.begin(), got.end()), got.end());
+  return got.size() > 2;  // "ab" or "ba"
+}
+
+}  // namespace
+
+std::vector<Row> RaceRows() {
+  return {
+      {"sends_during_shutdown", "hazard 14", ProbeScope::kAll, kProbeDegraded,
+       "shutdown(SHUT_WR) in one thread while another sends",
+       "a message is before the end of the stream, or refused",
+       "a message can come after the end of the stream",
+       "nothing: the engine looks for a shutdown before each message; what remains is a race "
+       "between threads of one program",
+       Racing(MessageAfterFin)},
+      {"send_as_peer_closes", "hazard 15", ProbeScope::kAll, kProbeDegraded,
+       "sending 10 bytes while the peer closes", "the first send after a close succeeds, as on TCP",
+       "the send that meets a close can fail with EPIPE already",
+       "nothing: programs must handle EPIPE at any send", Racing(FirstSendFails)},
+      {"blocked_recv_sees_reset", "hazard 17", ProbeScope::kAll, kProbeDegraded,
+       "recv() waits while the peer resets the connection", "recv() reports the reset",
+       "a recv() that waits can return EAGAIN when the peer resets the connection", kKeepOff,
+       Member(ResetWhileReceiving)},
+      {"blocked_recv_sees_shutdown", "hazard 17", ProbeScope::kAll, kProbeDegraded,
+       "recv() waits while another thread does shutdown(SHUT_RD)", "recv() reports the end",
+       "a recv() that waits can return EAGAIN when another thread shuts the socket down", kKeepOff,
+       Member(ShutdownWhileReceiving)},
+      {"blocked_recv_sees_no_room", "hazard 17", ProbeScope::kAll, kProbeDegraded,
+       "recv() waits while another thread's send() on the same socket gets room", "recv() waits on",
+       "a recv() that waits can return EAGAIN when another thread's send() gets room", kKeepOff,
+       Member(RoomWhileReceiving)},
+      {"blocked_recv_sees_redirected", "", ProbeScope::kAll, kProbeDegraded,
+       "recv() waits in plain TCP while its socket is enrolled and bytes are redirected to it",
+       "a reader that waits already sees redirected bytes",
+       "a reader that waits already does not see redirected bytes",
+       "nothing: the engine enters sockets at the end of their handshake, before anybody reads",
+       JoiningLater(JoinWhileReceiving)},
+      {"concurrent_writes_stay_whole", "", ProbeScope::kAll, kProbeDegraded,
+       "two threads write 64 KiB each to one socket", "each write() stays whole, as on TCP",
+       "bytes of two threads that write to one socket can mix inside one write",
+       "nothing, unless threads of a program share a socket without a lock: then keep its port "
+       "out of the policy",
+       Racing(WritesInterleave)},
+  };
+}
+
+}  // namespace shunt
