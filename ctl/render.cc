@@ -241,6 +241,8 @@ Json ToJson(const v1::RunDoctorResponse& doctor) {
         {"happened", probe.happened()},
         {"means", probe.means()},
         {"toDo", probe.to_do()},
+        {"family", probe.family()},
+        {"about", probe.about()},
     });
   }
   return {{"ok", IsHealthy(doctor)}, {"probes", std::move(list)}};
@@ -250,10 +252,11 @@ std::string ToTable(const v1::RunDoctorResponse& doctor) {
   if (doctor.probes().empty()) {
     return "Nothing was tried: see the agent's log for why its engine has no probes.\n";
   }
-  Table table({{"PROBE"}, {"VERDICT"}, {"HAPPENED"}});
+  Table table({{"PROBE"}, {"ABOUT"}, {"VERDICT"}, {"HAPPENED"}});
   std::string details;
   for (const v1::Probe& probe : doctor.probes()) {
-    table.AddRow({probe.name(), VerdictOf(probe), probe.happened()});
+    table.AddRow({probe.name(), probe.about().empty() ? probe.family() : probe.about(),
+                  VerdictOf(probe), probe.happened()});
     if (probe.verdict() == v1::PROBE_VERDICT_OK) {
       continue;
     }

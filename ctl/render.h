@@ -19,7 +19,10 @@
 // pairs:  {total, pairs: [{pod, direction, family, clientPort, dialedPort,
 //          serverPort, clientToServerBytes, serverToClientBytes, unreadBytes,
 //          ageSeconds, state}]}; direction is "" where it is not known
-// doctor: {ok, probes: [{name, verdict, tried, happened, means, toDo}]}
+// doctor: {ok, probes: [{name, verdict, tried, happened, means, toDo, family,
+//          about}]}; verdict is ok, degraded, fatal, skipped or unknown; family
+//          engine, hazard, fix, feature or environment; about a row of
+//          docs/hazards.md ("hazard 11"), a fix of 2018 ("fix 4"), or ""
 // drain:  {drained, pods, ends, unreadBytes,
 //          waiting: [{pod, ends, unreadBytes}],
 //          examples: [{role, localPort, remotePort, unreadBytes}]}

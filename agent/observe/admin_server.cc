@@ -233,6 +233,8 @@ class AdminService final : public v1::AdminService::Service {
       out->set_happened(probe.happened);
       out->set_means(probe.means);
       out->set_to_do(probe.to_do);
+      out->set_family(probe.family);
+      out->set_about(probe.about);
     }
     return grpc::Status::OK;
   }

@@ -8,7 +8,6 @@
 #include <netinet/in.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -23,6 +22,7 @@
 #include <vector>
 
 #include "agent/base/unique_fd.h"
+#include "agent/probe/capability.h"
 #include "agent/probe/engine_choice.h"
 #include "agent/probe/probe.h"
 #include "gmock/gmock.h"
@@ -215,19 +215,20 @@ bool IsOurProgram(__u32 id) {
 }
 
 // Runs the probes on a thread without these capabilities.
-ProbeReport RunWithout(const std::vector<int>& capabilities) {
+ProbeReport ProbeWithout(const std::vector<int>& capabilities) {
   ProbeReport report;
-  std::thread([&] {
-    __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
-    __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3] = {};
-    EXPECT_EQ(syscall(SYS_capget, &header, data), 0);
-    for (const int capability : capabilities) {
-      data[CAP_TO_INDEX(capability)].effective &= ~CAP_TO_MASK(capability);
-    }
-    EXPECT_EQ(syscall(SYS_capset, &header, data), 0);
-    report = RunProbes(ProbeScope::kAll).value();
-  }).join();
+  EXPECT_TRUE(RunWithout(capabilities, [&] { report = RunProbes(ProbeScope::kAll).value(); }));
   return report;
+}
+
+// What differs between two runs on one kernel: races, the clock, other
+// programs on this machine.
+bool IsSteady(const ProbeView& row) {
+  const std::set<std::string> volatile_rows = {
+      "sends_during_shutdown", "send_as_peer_closes", "concurrent_writes_stay_whole",
+      "small_message_stream",  "window_reopens",      "sock_ops_owners",
+      "sockmap_owners"};
+  return volatile_rows.count(row.name) == 0;
 }
 
 class ProbesTest : public ::testing::Test {
@@ -244,12 +245,14 @@ TEST_F(ProbesTest, EveryRowSaysWhatWasTriedAndWhatToDo) {
   std::set<std::string> names;
   for (const ProbeView& row : report.rows) {
     EXPECT_TRUE(names.insert(row.name).second) << row.name << " is there twice";
-    EXPECT_THAT(row.verdict, AnyOf(kProbeOk, kProbeDegraded, kProbeFatal, kProbeSkipped))
+    EXPECT_THAT(row.verdict,
+                AnyOf(kProbeOk, kProbeDegraded, kProbeFatal, kProbeSkipped, kProbeUnknown))
         << row.name;
-    EXPECT_FALSE(row.tried.empty() || row.happened.empty() || row.means.empty()) << row.name;
-    EXPECT_EQ(row.happened.find('\n'), std::string::npos) << row.name << ": " << row.happened;
-    const bool wrong = row.verdict == kProbeDegraded || row.verdict == kProbeFatal;
-    EXPECT_EQ(wrong, !row.to_do.empty()) << row.name << ": " << row.happened;
+    EXPECT_THAT(row.family, AnyOf("engine", "hazard", "fix", "feature", "environment"));
+    for (const std::string* text : {&row.tried, &row.happened, &row.means, &row.to_do}) {
+      EXPECT_FALSE(text->empty()) << row.name;
+      EXPECT_EQ(text->find('\n'), std::string::npos) << row.name << ": " << *text;
+    }
   }
 }
 
@@ -266,9 +269,9 @@ TEST_F(ProbesTest, NothingIsFatalHere) {
 // Whatever the kernel: sockmap's own recvmsg knows nothing of these.
 TEST_F(ProbesTest, SeesWhatNoKernelDoes) {
   const ProbeReport report = RunProbes(ProbeScope::kAll).value();
-  for (const char* name :
-       {"waitall", "rcvlowat", "zerocopy", "oob", "shutdown_then_send", "tcp_info_counts",
-        "tcp_then_redirect_keeps_order", "delete_keeps_unread", "unread_is_bounded"}) {
+  for (const char* name : {"waitall", "rcvlowat", "zerocopy", "oob", "shutdown_then_send",
+                           "tcp_info_counts", "tcp_then_redirect_keeps_order",
+                           "delete_keeps_unread", "unread_is_bounded", "close_with_unread"}) {
     ASSERT_NE(report.Find(name), nullptr) << name;
     EXPECT_EQ(report.Find(name)->verdict, kProbeDegraded)
         << name << ": " << report.Find(name)->happened;
@@ -297,9 +300,13 @@ TEST_F(ProbesTest, EssentialRowsAreASubsetInTheSameOrder) {
   const ProbeReport few = RunProbes(ProbeScope::kEssential).value();
   const ProbeReport all = RunProbes(ProbeScope::kAll).value();
   ASSERT_LT(few.rows.size(), all.rows.size());
-  for (size_t i = 0; i < few.rows.size(); ++i) {
-    EXPECT_EQ(few.rows[i].name, all.rows[i].name);
-    EXPECT_EQ(few.rows[i].verdict, all.rows[i].verdict) << few.rows[i].name;
+  auto after = all.rows.begin();
+  for (const ProbeView& row : few.rows) {
+    const auto same = std::find_if(after, all.rows.end(),
+                                   [&](const ProbeView& other) { return other.name == row.name; });
+    ASSERT_NE(same, all.rows.end()) << row.name;
+    EXPECT_EQ(row.verdict, same->verdict) << row.name;
+    after = same + 1;
   }
   EXPECT_EQ(few.rmem_is_charged, all.rmem_is_charged);
 }
@@ -315,7 +322,7 @@ TEST_F(ProbesTest, TwentyRunsAgreeAndLeaveNothingBehind) {
     const ProbeReport report = RunProbes(ProbeScope::kAll).value();
     ASSERT_EQ(report.rows.size(), first.rows.size());
     for (size_t i = 0; i < report.rows.size(); ++i) {
-      EXPECT_EQ(report.rows[i].verdict, first.rows[i].verdict)
+      EXPECT_TRUE(!IsSteady(report.rows[i]) || report.rows[i].verdict == first.rows[i].verdict)
           << "round " << round << ", " << report.rows[i].name << ": " << report.rows[i].happened;
     }
   }
@@ -342,7 +349,7 @@ TEST_F(ProbesTest, StartIsNotHeldUp) {
     return best;
   };
   EXPECT_LT(best_of_five(ProbeScope::kEssential), std::chrono::milliseconds(300));
-  EXPECT_LT(best_of_five(ProbeScope::kAll), std::chrono::seconds(3));
+  EXPECT_LT(best_of_five(ProbeScope::kAll), std::chrono::seconds(5));
 }
 
 TEST_F(ProbesTest, TwoRunsAtOnceDoNotDisturbEachOther) {
@@ -353,18 +360,21 @@ TEST_F(ProbesTest, TwoRunsAtOnceDoNotDisturbEachOther) {
   thread.join();
   ASSERT_EQ(one.rows.size(), other.rows.size());
   for (size_t i = 0; i < one.rows.size(); ++i) {
-    EXPECT_EQ(one.rows[i].verdict, other.rows[i].verdict) << one.rows[i].name;
+    if (IsSteady(one.rows[i])) {
+      EXPECT_EQ(one.rows[i].verdict, other.rows[i].verdict) << one.rows[i].name;
+    }
   }
 }
 
 // An agent in a pod.
 TEST_F(ProbesTest, WithoutSysAdminTheOwnLoopbackServes) {
   const ProbeReport full = RunProbes(ProbeScope::kAll).value();
-  const ProbeReport report = RunWithout({CAP_SYS_ADMIN});
+  const ProbeReport report = ProbeWithout({CAP_SYS_ADMIN});
   EXPECT_FALSE(report.scratch_netns);
   EXPECT_THAT(report.Find("programs_load")->happened, HasSubstr("own network namespace"));
   for (const ProbeView& row : report.rows) {
-    if (row.name != "release_drops_programs" && row.name.find("ipv6") == std::string::npos &&
+    if (IsSteady(row) && row.name != "release_drops_programs" &&
+        row.name.find("ipv6") == std::string::npos &&
         row.name.find("mapped") == std::string::npos) {
       EXPECT_EQ(row.verdict, full.Find(row.name)->verdict) << row.name << ": " << row.happened;
     }
@@ -375,7 +385,7 @@ TEST_F(ProbesTest, NamesTheMissingCapability) {
   const std::pair<int, const char*> needed[] = {
       {CAP_BPF, "CAP_BPF"}, {CAP_NET_ADMIN, "CAP_NET_ADMIN"}, {CAP_PERFMON, "CAP_PERFMON"}};
   for (const auto& [capability, name] : needed) {
-    const ProbeReport report = RunWithout({CAP_SYS_ADMIN, capability});
+    const ProbeReport report = ProbeWithout({CAP_SYS_ADMIN, capability});
     const ProbeView* row = report.Find("programs_load");
     EXPECT_EQ(row->verdict, kProbeFatal) << name;
     EXPECT_THAT(row->to_do, HasSubstr(name));
