@@ -26,20 +26,6 @@ namespace {
 
 using std::chrono::milliseconds;
 
-int Disconnect(int socket) {
-  sockaddr unspecified = {};
-  unspecified.sa_family = AF_UNSPEC;
-  return connect(socket, &unspecified, sizeof(unspecified)) == 0 ? 0 : errno;
-}
-
-int ConnectTo(int socket, int listener) {
-  sockaddr_storage address = {};
-  socklen_t size = sizeof(address);
-  auto* generic = reinterpret_cast<sockaddr*>(&address);
-  getsockname(listener, generic, &size);
-  return connect(socket, generic, size) == 0 ? 0 : errno;
-}
-
 // An IPv6 socket that got IPv4's functions cannot connect to an IPv6 address.
 std::string ReconnectByIpv6(Trial& trial) {
   trial.ByTcp();
@@ -136,7 +122,7 @@ bool HasKernelTls() {
 
 Finding EnrolUlp(const ProbeContext& context) {
   if (!HasKernelTls()) {
-    return {Found::kNotHere, "kernel TLS is not loaded here"};
+    return {Found::kNotHere, "kernel TLS is not loaded here (modprobe tls)"};
   }
   const absl::StatusOr<Trial> plain = Trial::Make(context.lab, Family::kIpv4, Way::kPlain);
   const absl::StatusOr<Trial> member = Trial::Make(context.lab, Family::kIpv4, Way::kMember);
@@ -231,7 +217,7 @@ Finding AcceptFromMember(const ProbeContext& context) {
 
 Finding DisconnectUlp(const ProbeContext&) {
   if (!HasKernelTls()) {
-    return {Found::kNotHere, "kernel TLS is not loaded here"};
+    return {Found::kNotHere, "kernel TLS is not loaded here (modprobe tls)"};
   }
   const absl::StatusOr<Trial> plain = Trial::Make(nullptr, Family::kIpv4, Way::kPlain);
   if (!plain.ok()) {
@@ -274,9 +260,7 @@ std::vector<Row> FixRows() {
        "sending to a peer that has done connect(AF_UNSPEC) and is connected elsewhere",
        "a reconnected socket reads nothing of its old connection",
        "the missing unhash: a reconnected socket can be handed bytes of its old connection",
-       "nothing: the engine takes a socket out when it leaves ESTABLISHED; what remains is a "
-       "message on its way in that moment: keep the ports of programs that reconnect sockets out "
-       "of the policy",
+       "nothing: the engine takes a socket out when it leaves ESTABLISHED",
        RedirectedIfSent(SendToReconnected)},
       {"release_drops_programs", "fix 5", ProbeScope::kAll, kProbeDegraded,
        "closing the last descriptor of a sockhash and of its program",

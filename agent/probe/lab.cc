@@ -241,6 +241,20 @@ uint64_t CookieOf(int socket) {
   return cookie;
 }
 
+int Disconnect(int socket) {
+  sockaddr unspecified = {};
+  unspecified.sa_family = AF_UNSPEC;
+  return connect(socket, &unspecified, sizeof(unspecified)) == 0 ? 0 : errno;
+}
+
+int ConnectTo(int socket, int listener) {
+  sockaddr_storage address = {};
+  socklen_t size = sizeof(address);
+  auto* generic = reinterpret_cast<sockaddr*>(&address);
+  getsockname(listener, generic, &size);
+  return connect(socket, generic, size) == 0 ? 0 : errno;
+}
+
 absl::StatusOr<Trial> Trial::Make(Lab* lab, Family family, Way way,
                                   std::chrono::milliseconds limit) {
   Trial trial;
@@ -296,17 +310,41 @@ Trial::~Trial() {
   }
 }
 
-void Trial::SetRedirect(uint32_t redirect) {
+void Trial::Order(const std::function<void(probe_socket&)>& change) {
   if (lab_ == nullptr) {
     return;
   }
   for (const int fd : {tx_.get(), rx_.get()}) {
     probe_socket state;
     if (fd >= 0 && lab_->ReadSocket(fd, &state) == 0) {
-      state.redirect = redirect;
+      change(state);
       lab_->WriteSocket(fd, state);
     }
   }
+}
+
+void Trial::ByTcp() {
+  Order([](probe_socket& state) { state.redirect = 0; });
+}
+
+void Trial::ByRedirect() {
+  Order([](probe_socket& state) { state.redirect = 1; });
+}
+
+void Trial::MindShutdown() {
+  Order([](probe_socket& state) { state.mind_shutdown = 1; });
+}
+
+void Trial::Dawdle() {
+  Order([](probe_socket& state) { state.slow = 1; });
+}
+
+bool Trial::AwaitMessage() const {
+  probe_socket state = {};
+  while (lab_ != nullptr && lab_->ReadSocket(tx(), &state) == 0 && state.messages == 0 &&
+         bound_.Left() > 0) {
+  }
+  return state.messages > 0;
 }
 
 void Trial::ExpelRx() {

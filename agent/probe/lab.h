@@ -14,6 +14,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -94,6 +95,12 @@ absl::StatusOr<UniqueFd> Listen(Family family);
 
 uint64_t CookieOf(int socket);
 
+// connect(AF_UNSPEC). 0 or a positive errno.
+int Disconnect(int socket);
+
+// Connects to where a socket listens. 0 or a positive errno.
+int ConnectTo(int socket, int listener);
+
 // One connection between two sockets of this process. Closing it resets it, so
 // that nothing stays in TIME_WAIT.
 class Trial {
@@ -111,8 +118,17 @@ class Trial {
   void CloseRx() { rx_.Reset(); }
 
   // From the next message on; both directions. No effect on a plain trial.
-  void ByTcp() { SetRedirect(0); }
-  void ByRedirect() { SetRedirect(1); }
+  void ByTcp();
+  void ByRedirect();
+  // The program redirects nothing once its socket was shut down, as the
+  // engine's does. Both directions. No effect on a plain trial.
+  void MindShutdown();
+  // The program dawdles for about 100 us when it has decided about a message
+  // of tx. No effect on a plain trial.
+  void Dawdle();
+  // Waits until the program has seen a message of tx; false on a plain trial,
+  // or if none comes.
+  bool AwaitMessage() const;
   // Enrols both ends. No effect on a plain trial.
   absl::Status Join();
   // Takes the receiver out of the sockhash. No effect on a plain trial.
@@ -137,7 +153,7 @@ class Trial {
  private:
   Trial() = default;
   absl::Status Enrol(bool redirect);
-  void SetRedirect(uint32_t redirect);
+  void Order(const std::function<void(probe_socket&)>& change);
 
   Lab* lab_ = nullptr;  // null: plain
   UniqueFd tx_;         // the client

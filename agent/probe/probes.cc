@@ -72,7 +72,7 @@ void Judge(const Row& row, const Finding& finding, ProbeView* view) {
     case Found::kNotHere:
       view->verdict = kProbeSkipped;
       view->means = "could not be tried here, and decides nothing";
-      view->to_do = "nothing";
+      view->to_do = "nothing; what happened says what it would need";
       return;
     case Found::kUnknown:
       view->verdict = kProbeUnknown;

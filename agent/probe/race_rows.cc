@@ -2,6 +2,8 @@
 //
 // Rows of docs/hazards.md that need a second thread: calls that wait, and
 // races. A race that was not seen is unknown, never ok.
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/socket.h>
 #include <sys/time.h>
@@ -154,7 +156,17 @@ void AtOnce(One one, Other other) {
   thread.join();
 }
 
+// The hammer holds the receiver's lock again and again, so that the message
+// must wait between its decision and its arrival.
 bool MessageAfterFin(Trial& trial) {
+  trial.MindShutdown();
+  std::atomic<bool> stop = false;
+  std::thread hammer([&] {
+    const int on = 1;
+    while (!stop) {
+      setsockopt(trial.rx(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+    }
+  });
   bool ended = false;
   std::thread reader([&] {
     std::array<char, 64> buffer;
@@ -167,21 +179,46 @@ bool MessageAfterFin(Trial& trial) {
   ssize_t sent = 0;
   AtOnce([&] { sent = trial.Send("0123456789"); }, [&] { shutdown(trial.tx(), SHUT_WR); });
   reader.join();
+  stop = true;
+  hammer.join();
   // What comes now comes after the end that was read.
   std::array<char, 64> buffer;
   return ended && sent > 0 && trial.Receive(buffer.data(), buffer.size(), 0, 0) > 0;
 }
 
+// On plain TCP there is no message on its way: it is there, or not sent yet.
 bool FirstSendFails(Trial& trial) {
+  trial.Dawdle();
   ssize_t sent = 0;
-  AtOnce([&] { trial.CloseRx(); }, [&] { sent = trial.Send("0123456789"); });
-  return sent < 0;
+  AtOnce([&] { sent = trial.Send("0123456789"); },
+         [&] {
+           trial.AwaitMessage();
+           trial.CloseRx();
+         });
+  return sent == -EPIPE;
+}
+
+// The receiver disconnects and connects elsewhere while a message is on its way.
+bool ReconnectedReads(Trial& trial) {
+  const absl::StatusOr<UniqueFd> listener = Listen(Family::kIpv4);
+  if (!listener.ok()) {
+    return false;
+  }
+  trial.Dawdle();
+  AtOnce([&] { trial.Send("0123456789"); },
+         [&] {
+           trial.AwaitMessage();
+           Disconnect(trial.rx());
+           ConnectTo(trial.rx(), listener->get());
+         });
+  std::array<char, 64> buffer;
+  return trial.Receive(buffer.data(), buffer.size(), 0, 0) > 0;
 }
 
 bool WritesInterleave(Trial& trial) {
-  constexpr size_t kSize = 64 * 1024;
-  const int buffer = 512 * 1024;
-  setsockopt(trial.tx(), SOL_SOCKET, SO_SNDBUF, &buffer, sizeof(buffer));
+  constexpr size_t kSize = 1 << 20;
+  const int buffer = 4 << 20;
+  setsockopt(trial.tx(), SOL_SOCKET, SO_SNDBUFFORCE, &buffer, sizeof(buffer));
   std::string got;
   std::thread reader([&] { got = trial.ReceiveAll(2 * kSize); });
   const auto write = [&](char letter) {
@@ -209,6 +246,13 @@ std::vector<Row> RaceRows() {
        "sending 10 bytes while the peer closes", "the first send after a close succeeds, as on TCP",
        "the send that meets a close can fail with EPIPE already",
        "nothing: programs must handle EPIPE at any send", Racing(FirstSendFails)},
+      {"reconnects_during_send", "hazard 16, fix 4", ProbeScope::kAll, kProbeDegraded,
+       "connect(AF_UNSPEC) and connect() elsewhere while a message is on its way",
+       "a new connection reads nothing of the old one",
+       "the missing unhash: a message on its way can be read in the stream of a new connection",
+       "keep the ports of programs that reconnect sockets out of the policy, or use the kernel "
+       "module",
+       Racing(ReconnectedReads)},
       {"blocked_recv_sees_reset", "hazard 17", ProbeScope::kAll, kProbeDegraded,
        "recv() waits while the peer resets the connection", "recv() reports the reset",
        "a recv() that waits can return EAGAIN when the peer resets the connection", kKeepOff,
@@ -228,7 +272,7 @@ std::vector<Row> RaceRows() {
        "nothing: the engine enters sockets at the end of their handshake, before anybody reads",
        JoiningLater(JoinWhileReceiving)},
       {"concurrent_writes_stay_whole", "", ProbeScope::kAll, kProbeDegraded,
-       "two threads write 64 KiB each to one socket", "each write() stays whole, as on TCP",
+       "two threads write 1 MiB each to one socket", "each write() stays whole, as on TCP",
        "bytes of two threads that write to one socket can mix inside one write",
        "nothing, unless threads of a program share a socket without a lock: then keep its port "
        "out of the policy",
