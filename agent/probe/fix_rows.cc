@@ -168,23 +168,36 @@ Finding CloseMembers(const ProbeContext& context) {
   return finding;
 }
 
-// The sender's peer reconnects elsewhere: whose bytes does the new stream hold?
-std::string SendToReconnected(Trial& trial) {
-  if (const int error = Disconnect(trial.rx()); error != 0) {
-    return absl::StrCat("connect(AF_UNSPEC): ", Errno(error));
-  }
-  const absl::StatusOr<UniqueFd> listener = Listen(Family::kIpv4);
-  if (!listener.ok()) {
-    return std::string(listener.status().message());
-  }
-  if (const int error = ConnectTo(trial.rx(), listener->get()); error != 0) {
+// What a connection that rx makes anew reads of the one before.
+std::string ReadAfterReconnect(Trial& trial, const UniqueFd& listener) {
+  if (const int error = ConnectTo(trial.rx(), listener.get()); error != 0) {
     return absl::StrCat("connecting anew: ", Errno(error));
   }
-  trial.Send("0123456789");
   std::array<char, 16> buffer;
   const ssize_t n = trial.Receive(buffer.data(), buffer.size(), 0, 20);
   return n > 0 ? absl::StrCat("the new connection reads ", n, " bytes of the old one")
                : "the new connection reads nothing of the old one";
+}
+
+std::string SendAfterDisconnect(Trial& trial) {
+  const absl::StatusOr<UniqueFd> listener = Listen(Family::kIpv4);
+  if (!listener.ok()) {
+    return std::string(listener.status().message());
+  }
+  Disconnect(trial.rx());
+  trial.Send("0123456789");
+  return ReadAfterReconnect(trial, *listener);
+}
+
+std::string DisconnectWithUnread(Trial& trial) {
+  const absl::StatusOr<UniqueFd> listener = Listen(Family::kIpv4);
+  if (!listener.ok()) {
+    return std::string(listener.status().message());
+  }
+  trial.Send("0123456789");
+  trial.Wait(trial.rx(), POLLIN);
+  Disconnect(trial.rx());
+  return ReadAfterReconnect(trial, *listener);
 }
 
 Finding AcceptFromMember(const ProbeContext& context) {
@@ -256,12 +269,19 @@ std::vector<Row> FixRows() {
        "the missing unhash: a disconnected socket stays in the sockhash (fix 4 of 2018 was removed "
        "in 5.16)",
        "nothing: the engine's own programs take it out", StayAfterDisconnect},
-      {"reconnected_is_another", "fix 4, hazard 16", ProbeScope::kAll, kProbeDegraded,
-       "sending to a peer that has done connect(AF_UNSPEC) and is connected elsewhere",
-       "a reconnected socket reads nothing of its old connection",
-       "the missing unhash: a reconnected socket can be handed bytes of its old connection",
+      {"disconnect_ends_stream", "fix 4, hazard 16", ProbeScope::kAll, kProbeDegraded,
+       "sending to a peer that has done connect(AF_UNSPEC), then connecting it elsewhere",
+       "a new connection reads nothing that was sent after the old one",
+       "the missing unhash: a new connection reads what was sent after the old one",
        "nothing: the engine takes a socket out when it leaves ESTABLISHED",
-       RedirectedIfSent(SendToReconnected)},
+       RedirectedIfSent(SendAfterDisconnect)},
+      {"disconnect_drops_unread", "fix 4, hazard 16", ProbeScope::kAll, kProbeDegraded,
+       "connect(AF_UNSPEC) with 10 redirected bytes unread, then connecting elsewhere",
+       "a new connection reads nothing that the old one left unread",
+       "the missing unhash: a new connection reads what the old one left unread",
+       "nothing: the engine takes a socket out when it leaves ESTABLISHED, which drops its unread "
+       "bytes, as TCP does",
+       Redirected(DisconnectWithUnread)},
       {"release_drops_programs", "fix 5", ProbeScope::kAll, kProbeDegraded,
        "closing the last descriptor of a sockhash and of its program",
        "a sockhash that nobody uses goes, with its program (fix 5 of 2018 holds)",

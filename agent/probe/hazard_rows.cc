@@ -4,6 +4,7 @@
 // itself, without the engine's gate. What needs threads that race is in
 // race_rows.cc.
 #include <fcntl.h>
+#include <linux/sockios.h>
 #include <linux/tcp.h>
 #include <netinet/in.h>
 #include <poll.h>
@@ -232,12 +233,17 @@ Finding ReopenWindow(const ProbeContext& context) {
     expected += sent > 0 ? static_cast<size_t>(sent) : 0;
     std::this_thread::sleep_for(milliseconds(2));
   }
+  int waiting = 0;
+  if (ioctl(trial->tx(), SIOCOUTQ, &waiting) != 0 || waiting == 0) {
+    return {Found::kUnknown, "TCP took all segments: its window did not close"};
+  }
   const auto begin = std::chrono::steady_clock::now();
   const size_t got = trial->ReceiveAll(expected).size();
   const auto took =
       std::chrono::duration_cast<milliseconds>(std::chrono::steady_clock::now() - begin);
   const std::string happened =
-      absl::StrCat(got, " of ", expected, " bytes read, the last after ", took.count(), " ms");
+      absl::StrCat(got, " of ", expected, " bytes read, the last after ", took.count(), " ms; ",
+                   waiting, " had been waiting in the sender");
   return {took > kLate ? Found::kOtherwise : Found::kAsWanted, happened};
 }
 

@@ -339,12 +339,14 @@ void Trial::Dawdle() {
   Order([](probe_socket& state) { state.slow = 1; });
 }
 
-bool Trial::AwaitMessage() const {
+uint32_t Trial::Messages() const {
   probe_socket state = {};
-  while (lab_ != nullptr && lab_->ReadSocket(tx(), &state) == 0 && state.messages == 0 &&
-         bound_.Left() > 0) {
+  return lab_ != nullptr && lab_->ReadSocket(tx(), &state) == 0 ? state.messages : 0;
+}
+
+void Trial::AwaitMessage(uint32_t messages) const {
+  while (lab_ != nullptr && Messages() < messages && bound_.Left() > 0) {
   }
-  return state.messages > 0;
 }
 
 void Trial::ExpelRx() {

@@ -126,9 +126,10 @@ class Trial {
   // The program dawdles for about 100 us when it has decided about a message
   // of tx. No effect on a plain trial.
   void Dawdle();
-  // Waits until the program has seen a message of tx; false on a plain trial,
-  // or if none comes.
-  bool AwaitMessage() const;
+  // Messages of tx that the program has seen; 0 on a plain trial.
+  uint32_t Messages() const;
+  // Waits until there are so many; not at all on a plain trial.
+  void AwaitMessage(uint32_t messages) const;
   // Enrols both ends. No effect on a plain trial.
   absl::Status Join();
   // Takes the receiver out of the sockhash. No effect on a plain trial.

@@ -2,13 +2,11 @@
 //
 // Rows of docs/hazards.md that need a second thread: calls that wait, and
 // races. A race that was not seen is unknown, never ok.
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <poll.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/time.h>
 
-#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cerrno>
@@ -156,34 +154,59 @@ void AtOnce(One one, Other other) {
   thread.join();
 }
 
-// The hammer holds the receiver's lock again and again, so that the message
-// must wait between its decision and its arrival.
+// Memory that was never touched: recv() into it takes a while, and holds the
+// socket's lock all the time.
+class FreshMemory {
+ public:
+  explicit FreshMemory(size_t size)
+      : size_(size),
+        data_(mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)) {}
+  ~FreshMemory() {
+    if (data_ != MAP_FAILED) {
+      munmap(data_, size_);
+    }
+  }
+  FreshMemory(const FreshMemory&) = delete;
+  FreshMemory& operator=(const FreshMemory&) = delete;
+
+  // recv() reports EFAULT if there is none.
+  char* data() const { return static_cast<char*>(data_); }
+  size_t size() const { return size_; }
+
+ private:
+  const size_t size_;
+  void* const data_;
+};
+
+// The message is decided upon and must wait for the reader's lock; the FIN gets
+// ahead of it.
 bool MessageAfterFin(Trial& trial) {
   trial.MindShutdown();
-  std::atomic<bool> stop = false;
-  std::thread hammer([&] {
-    const int on = 1;
-    while (!stop) {
-      setsockopt(trial.rx(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
-    }
-  });
-  bool ended = false;
-  std::thread reader([&] {
-    std::array<char, 64> buffer;
-    ssize_t n;
-    do {
-      n = trial.Receive(buffer.data(), buffer.size(), 0, 100);
-    } while (n > 0);
-    ended = n == 0;
+  const FreshMemory memory(512 * 1024);
+  trial.Send(Pattern(memory.size()));
+  const uint32_t before = trial.Messages();
+  std::atomic<bool> go = false;
+  std::thread shutter([&] {
+    trial.AwaitMessage(before + 1);
+    shutdown(trial.tx(), SHUT_WR);
   });
   ssize_t sent = 0;
-  AtOnce([&] { sent = trial.Send("0123456789"); }, [&] { shutdown(trial.tx(), SHUT_WR); });
-  reader.join();
-  stop = true;
-  hammer.join();
+  std::thread sender([&] {
+    while (!go) {
+      std::this_thread::yield();
+    }
+    sent = trial.Send("0123456789");
+  });
+  go = true;
+  ssize_t n;
+  do {
+    n = trial.Receive(memory.data(), memory.size(), 0, 100);
+  } while (n > 0);
+  const bool ended = n == 0;
+  sender.join();
+  shutter.join();
   // What comes now comes after the end that was read.
-  std::array<char, 64> buffer;
-  return ended && sent > 0 && trial.Receive(buffer.data(), buffer.size(), 0, 0) > 0;
+  return ended && sent > 0 && trial.Receive(memory.data(), memory.size(), 0, 0) > 0;
 }
 
 // On plain TCP there is no message on its way: it is there, or not sent yet.
@@ -192,7 +215,7 @@ bool FirstSendFails(Trial& trial) {
   ssize_t sent = 0;
   AtOnce([&] { sent = trial.Send("0123456789"); },
          [&] {
-           trial.AwaitMessage();
+           trial.AwaitMessage(1);
            trial.CloseRx();
          });
   return sent == -EPIPE;
@@ -207,7 +230,7 @@ bool ReconnectedReads(Trial& trial) {
   trial.Dawdle();
   AtOnce([&] { trial.Send("0123456789"); },
          [&] {
-           trial.AwaitMessage();
+           trial.AwaitMessage(1);
            Disconnect(trial.rx());
            ConnectTo(trial.rx(), listener->get());
          });
@@ -219,16 +242,26 @@ bool WritesInterleave(Trial& trial) {
   constexpr size_t kSize = 1 << 20;
   const int buffer = 4 << 20;
   setsockopt(trial.tx(), SOL_SOCKET, SO_SNDBUFFORCE, &buffer, sizeof(buffer));
-  std::string got;
-  std::thread reader([&] { got = trial.ReceiveAll(2 * kSize); });
+  const FreshMemory memory(2 * kSize);
+  size_t got = 0;
+  std::thread reader([&] {
+    ssize_t n;
+    while (got < memory.size() &&
+           (n = trial.Receive(memory.data() + got, memory.size() - got)) > 0) {
+      got += static_cast<size_t>(n);
+    }
+  });
   const auto write = [&](char letter) {
     const std::string data(kSize, letter);
     send(trial.tx(), data.data(), data.size(), MSG_NOSIGNAL);
   };
   AtOnce([&] { write('a'); }, [&] { write('b'); });
   reader.join();
-  got.erase(std::unique(got.begin(), got.end()), got.end());
-  return got.size() > 2;  // "ab" or "ba"
+  int turns = 0;
+  for (size_t i = 1; i < got; ++i) {
+    turns += memory.data()[i] != memory.data()[i - 1] ? 1 : 0;
+  }
+  return turns > 1;  // not all of one before all of the other
 }
 
 }  // namespace
