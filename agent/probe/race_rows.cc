@@ -239,7 +239,8 @@ bool ReconnectedReads(Trial& trial) {
 }
 
 bool WritesInterleave(Trial& trial) {
-  constexpr size_t kSize = 1 << 20;
+  trial.Dawdle();
+  constexpr size_t kSize = 640 * 1024;
   const int buffer = 4 << 20;
   setsockopt(trial.tx(), SOL_SOCKET, SO_SNDBUFFORCE, &buffer, sizeof(buffer));
   const FreshMemory memory(2 * kSize);
@@ -305,7 +306,7 @@ std::vector<Row> RaceRows() {
        "nothing: the engine enters sockets at the end of their handshake, before anybody reads",
        JoiningLater(JoinWhileReceiving)},
       {"concurrent_writes_stay_whole", "", ProbeScope::kAll, kProbeDegraded,
-       "two threads write 1 MiB each to one socket", "each write() stays whole, as on TCP",
+       "two threads write 640 KiB each to one socket", "each write() stays whole, as on TCP",
        "bytes of two threads that write to one socket can mix inside one write",
        "nothing, unless threads of a program share a socket without a lock: then keep its port "
        "out of the policy",
