@@ -41,7 +41,8 @@ enum class Output { kTable, kJson };
 std::string Render(Output output, const v1::GetStatusResponse& status);
 std::string Render(Output output, const v1::ListPodsResponse& pods);
 std::string Render(Output output, const v1::ListPairsResponse& pairs);
-std::string Render(Output output, const v1::RunDoctorResponse& doctor);
+// A table tells in full what is not ok, or everything.
+std::string Render(Output output, const v1::RunDoctorResponse& doctor, bool in_full = false);
 
 // Did no probe end fatally?
 bool IsHealthy(const v1::RunDoctorResponse& doctor);

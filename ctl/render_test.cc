@@ -314,6 +314,14 @@ fionread_counts_tcp_bytes
 
 This kernel can be used.
 )");
+  EXPECT_THAT(Render(Output::kTable, doctor, true), testing::HasSubstr(R"(
+redirect
+  tried  sent 3 bytes
+  means  fine
+  to do  nothing
+
+fionread_counts_tcp_bytes
+)"));
   doctor.mutable_probes(0)->set_verdict(v1::PROBE_VERDICT_FATAL);
   EXPECT_THAT(Render(Output::kTable, doctor),
               testing::EndsWith("\nThis kernel cannot be used as it is.\n"));

@@ -288,7 +288,7 @@ std::vector<Row> FixRows() {
        "a sockhash that nobody uses stays for ever (fix 5 of 2018 is missing)",
        "restart the node after Shunt has been removed, or use a kernel with the fix",
        ReleasePrograms, false},
-      {"listen_refused", "fix 6", ProbeScope::kAll, kProbeDegraded, "entering a listening socket",
+      {"listen_refused", "fix 2, fix 6", ProbeScope::kAll, kProbeDegraded, "entering a listening socket",
        "listeners cannot join (fixes 2 and 6 of 2018 hold)",
        "listeners can join (fixes 2 and 6 of 2018 were reversed in 5.7)",
        "nothing: the engine enters sockets at the end of their handshake only", EnrolListener},

@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdio>
 #include <cstring>
 #include <iterator>
 #include <system_error>
@@ -52,6 +53,20 @@ const std::vector<Registered>& Rows() {
         all->push_back({family, row});
       }
     }
+    // As docs/hazards.md lists them; those it does not list come last.
+    const auto number = [](const Registered& registered) {
+      int hazard = 1000;
+      sscanf(registered.row.about, "hazard %d", &hazard);
+      return hazard;
+    };
+    const auto is_hazard = [](const Registered& registered) {
+      return std::string_view(registered.family) == "hazard";
+    };
+    const auto begin = std::find_if(all->begin(), all->end(), is_hazard);
+    const auto end = std::find_if_not(begin, all->end(), is_hazard);
+    std::stable_sort(begin, end, [&](const Registered& a, const Registered& b) {
+      return number(a) < number(b);
+    });
     return all;
   }();
   return *rows;
