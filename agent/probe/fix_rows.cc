@@ -68,6 +68,11 @@ Finding StayAfterDisconnect(const ProbeContext& context) {
   if (const int error = Disconnect(trial->tx()); error != 0) {
     return {Found::kFailed, absl::StrCat("connect(AF_UNSPEC): ", Errno(error))};
   }
+  sockaddr_storage peer;
+  socklen_t size = sizeof(peer);
+  if (getpeername(trial->tx(), reinterpret_cast<sockaddr*>(&peer), &size) == 0) {
+    return {Found::kFailed, "connect(AF_UNSPEC) did not disconnect"};
+  }
   return context.lab->IsMember(trial->tx_key())
              ? Finding{Found::kOtherwise, "the socket is still in the sockhash"}
              : Finding{Found::kAsWanted, "the socket has left the sockhash"};
@@ -288,8 +293,8 @@ std::vector<Row> FixRows() {
        "a sockhash that nobody uses stays for ever (fix 5 of 2018 is missing)",
        "restart the node after Shunt has been removed, or use a kernel with the fix",
        ReleasePrograms, false},
-      {"listen_refused", "fix 2, fix 6", ProbeScope::kAll, kProbeDegraded, "entering a listening socket",
-       "listeners cannot join (fixes 2 and 6 of 2018 hold)",
+      {"listen_refused", "fix 2, fix 6", ProbeScope::kAll, kProbeDegraded,
+       "entering a listening socket", "listeners cannot join (fixes 2 and 6 of 2018 hold)",
        "listeners can join (fixes 2 and 6 of 2018 were reversed in 5.7)",
        "nothing: the engine enters sockets at the end of their handshake only", EnrolListener},
       {"ulp_refused", "kTLS note", ProbeScope::kAll, kProbeDegraded,
