@@ -8,11 +8,14 @@
 #include <netinet/in.h>
 #include <poll.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <optional>
 #include <thread>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -119,29 +122,60 @@ Finding ReleasePrograms(const ProbeContext&) {
   }
 }
 
-// Asking for a ULP that is not there yet would make the kernel load it.
-bool HasKernelTls() {
-  const std::vector<std::string> ulps = WordsOf("/proc/sys/net/ipv4/tcp_available_ulp");
-  return std::find(ulps.begin(), ulps.end(), "tls") != ulps.end();
+// Asking for a ULP that is not there yet would make the kernel load it. The
+// list of those that are, tcp_available_ulp, shows in the first network
+// namespace only.
+bool HasKernelTls() { return access("/sys/module/tls", F_OK) == 0; }
+
+// A connection, one end of which has kernel TLS; in `finding` why there is none.
+std::optional<Trial> WithKernelTls(Lab* lab, Way way, Finding* finding) {
+  if (!HasKernelTls()) {
+    *finding = {Found::kNotHere, "kernel TLS is not loaded here (modprobe tls)"};
+    return std::nullopt;
+  }
+  absl::StatusOr<Trial> trial = Trial::Make(lab, Family::kIpv4, way);
+  if (!trial.ok()) {
+    *finding = Failed(trial.status());
+    return std::nullopt;
+  }
+  if (setsockopt(trial->tx(), IPPROTO_TCP, TCP_ULP, "tls", sizeof("tls")) != 0) {
+    *finding = {Found::kNotHere, absl::StrCat("TCP_ULP: ", Errno(errno))};
+    return std::nullopt;
+  }
+  return std::move(*trial);
 }
 
 Finding EnrolUlp(const ProbeContext& context) {
-  if (!HasKernelTls()) {
-    return {Found::kNotHere, "kernel TLS is not loaded here (modprobe tls)"};
+  Finding finding;
+  const std::optional<Trial> trial = WithKernelTls(context.lab, Way::kPlain, &finding);
+  if (!trial) {
+    return finding;
   }
-  const absl::StatusOr<Trial> plain = Trial::Make(context.lab, Family::kIpv4, Way::kPlain);
-  const absl::StatusOr<Trial> member = Trial::Make(context.lab, Family::kIpv4, Way::kMember);
-  if (!plain.ok() || !member.ok()) {
-    return Failed(plain.ok() ? member.status() : plain.status());
+  const int error = context.lab->Enrol(trial->tx());
+  return error != 0 ? Finding{Found::kAsWanted, absl::StrCat("refused: ", Errno(error))}
+                    : Finding{Found::kOtherwise, "a kernel TLS socket was accepted"};
+}
+
+Finding UlpOfMember(const ProbeContext& context) {
+  Finding finding;
+  if (WithKernelTls(context.lab, Way::kMember, &finding)) {
+    return {Found::kOtherwise, "TCP_ULP tls was accepted"};
   }
-  if (setsockopt(plain->tx(), IPPROTO_TCP, TCP_ULP, "tls", sizeof("tls")) != 0) {
-    return {Found::kNotHere, absl::StrCat("TCP_ULP: ", Errno(errno))};
+  if (finding.found == Found::kNotHere && HasKernelTls()) {
+    finding.found = Found::kAsWanted;
   }
-  const int error = context.lab->Enrol(plain->tx());
-  const bool late = setsockopt(member->tx(), IPPROTO_TCP, TCP_ULP, "tls", sizeof("tls")) == 0;
-  const std::string also = absl::StrCat("; kTLS on a member: ", late ? "accepted" : "refused");
-  return error != 0 ? Finding{Found::kAsWanted, absl::StrCat("refused: ", Errno(error), also)}
-                    : Finding{Found::kOtherwise, absl::StrCat("a kTLS socket was accepted", also)};
+  return finding;
+}
+
+Finding DisconnectUlp(const ProbeContext& context) {
+  Finding finding;
+  const std::optional<Trial> trial = WithKernelTls(context.lab, Way::kPlain, &finding);
+  if (!trial) {
+    return finding;
+  }
+  const int error = Disconnect(trial->tx());
+  return error != 0 ? Finding{Found::kAsWanted, absl::StrCat("refused: ", Errno(error))}
+                    : Finding{Found::kOtherwise, "a kernel TLS socket was disconnected"};
 }
 
 // Closing is what the fix is about. Closers are not set against deleters here:
@@ -233,22 +267,6 @@ Finding AcceptFromMember(const ProbeContext& context) {
                               absl::StrCat("the accepted socket cannot join: ", Errno(error))};
 }
 
-Finding DisconnectUlp(const ProbeContext&) {
-  if (!HasKernelTls()) {
-    return {Found::kNotHere, "kernel TLS is not loaded here (modprobe tls)"};
-  }
-  const absl::StatusOr<Trial> plain = Trial::Make(nullptr, Family::kIpv4, Way::kPlain);
-  if (!plain.ok()) {
-    return Failed(plain.status());
-  }
-  if (setsockopt(plain->tx(), IPPROTO_TCP, TCP_ULP, "tls", sizeof("tls")) != 0) {
-    return {Found::kNotHere, absl::StrCat("TCP_ULP: ", Errno(errno))};
-  }
-  const int error = Disconnect(plain->tx());
-  return error != 0 ? Finding{Found::kAsWanted, absl::StrCat("refused: ", Errno(error))}
-                    : Finding{Found::kOtherwise, "a kernel TLS socket was disconnected"};
-}
-
 }  // namespace
 
 std::vector<Row> FixRows() {
@@ -302,6 +320,10 @@ std::vector<Row> FixRows() {
        "a kernel TLS socket can join",
        "nothing: the engine enters sockets at the end of their handshake, before TLS can be set up",
        EnrolUlp},
+      {"ulp_on_member_refused", "kTLS note", ProbeScope::kAll, kProbeDegraded,
+       "TCP_ULP tls on an enrolled socket", "an enrolled socket cannot turn to kernel TLS",
+       "an enrolled socket can turn to kernel TLS, on top of the sockhash",
+       "keep the ports of programs that use kernel TLS out of the policy", UlpOfMember},
       {"listener_children_are_plain", "fix 6", ProbeScope::kAll, kProbeDegraded,
        "accepting a connection from an enrolled listener",
        "what a listener in the sockhash accepts is a plain socket",
