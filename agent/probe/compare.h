@@ -16,6 +16,9 @@ namespace shunt {
 // happens.
 using Scenario = std::string (*)(Trial& trial);
 
+// The machine was too busy for the trial to say anything: it is tried again.
+inline constexpr char kTooBusy[] = "the machine is too busy";
+
 // Messages go straight to the peer, unless the scenario says otherwise. Had
 // every one gone by TCP, being equal to TCP would say nothing: that is
 // otherwise, too.

@@ -140,6 +140,8 @@ class Trial {
   uint64_t tx_key() const { return tx_key_; }
   uint64_t rx_key() const { return rx_key_; }
   const Bound& bound() const { return bound_; }
+  // From now on.
+  void Allow(std::chrono::milliseconds limit) { bound_ = Bound(limit); }
 
   // Polls until one of `events` (or an error) is there; its revents, or 0.
   int Wait(int fd, short events, int most_ms = 1000) const;

@@ -239,6 +239,12 @@ bool IsSteady(const ProbeView& row) {
   return volatile_rows.count(row.name) == 0;
 }
 
+// A machine too busy to find something out is no contradiction.
+bool Agree(const ProbeView& a, const ProbeView& b) {
+  return a.verdict == b.verdict || !IsSteady(a) || a.verdict == kProbeUnknown ||
+         b.verdict == kProbeUnknown;
+}
+
 class ProbesTest : public ::testing::Test {
  protected:
   void SetUp() override {
@@ -454,7 +460,7 @@ TEST_F(ProbesTest, TwentyRunsAgreeAndLeaveNothingBehind) {
     const ProbeReport report = RunProbes(ProbeScope::kAll).value();
     ASSERT_EQ(report.rows.size(), first.rows.size());
     for (size_t i = 0; i < report.rows.size(); ++i) {
-      EXPECT_TRUE(!IsSteady(report.rows[i]) || report.rows[i].verdict == first.rows[i].verdict)
+      EXPECT_TRUE(Agree(report.rows[i], first.rows[i]))
           << "round " << round << ", " << report.rows[i].name << ": " << report.rows[i].happened;
     }
   }
@@ -498,9 +504,8 @@ TEST_F(ProbesTest, TwoRunsAtOnceDoNotDisturbEachOther) {
   thread.join();
   ASSERT_EQ(one.rows.size(), other.rows.size());
   for (size_t i = 0; i < one.rows.size(); ++i) {
-    if (IsSteady(one.rows[i])) {
-      EXPECT_EQ(one.rows[i].verdict, other.rows[i].verdict) << one.rows[i].name;
-    }
+    EXPECT_TRUE(Agree(one.rows[i], other.rows[i]))
+        << one.rows[i].name << ": " << one.rows[i].happened << "; " << other.rows[i].happened;
   }
 }
 

@@ -5,8 +5,11 @@
 #include <poll.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/time.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cerrno>
@@ -23,9 +26,6 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
-// Until a thread that was told to wait in a call can be taken to wait there.
-constexpr milliseconds kSettles{15};
-
 void SetTimeouts(int socket, milliseconds limit) {
   const timeval value = {0, static_cast<suseconds_t>(limit.count() * 1000)};
   setsockopt(socket, SOL_SOCKET, SO_RCVTIMEO, &value, sizeof(value));
@@ -34,23 +34,46 @@ void SetTimeouts(int socket, milliseconds limit) {
 
 // ---- calls that wait ---------------------------------------------------------
 
-// recv() in this thread, `meanwhile` in another once this one waits.
+// The thread sleeps in a system call, or that cannot be seen for a while.
+void AwaitSleep(pid_t thread) {
+  const std::string path = absl::StrCat("/proc/self/task/", thread, "/stat");
+  const Bound bound(milliseconds(100));
+  for (int asleep = 0; asleep < 3 && bound.Left() > 0;) {
+    std::this_thread::sleep_for(milliseconds(2));
+    const std::vector<std::string> words = WordsOf(path.c_str());
+    const bool sleeps = std::find(words.begin(), words.end(), "S") != words.end();
+    asleep = sleeps ? asleep + 1 : 0;
+  }
+}
+
+// recv() in this thread, `meanwhile` in another once this one waits. kTooBusy
+// if that came so late that what recv() did says nothing.
 template <typename Meanwhile>
 std::string BlockedReceive(int socket, Meanwhile meanwhile) {
-  constexpr milliseconds kTimeout{100};
+  constexpr milliseconds kTimeout{300};
+  constexpr milliseconds kTold{100};  // enough for a recv() that was woken to return
   SetTimeouts(socket, kTimeout);
+  const auto reader = static_cast<pid_t>(syscall(SYS_gettid));
+  steady_clock::time_point acts;
+  steady_clock::time_point acted;
   std::thread other([&] {
-    std::this_thread::sleep_for(kSettles);
+    AwaitSleep(reader);
+    acts = steady_clock::now();
     meanwhile();
+    acted = steady_clock::now();
   });
   std::array<char, 16> buffer;
   const auto begin = steady_clock::now();
   const ssize_t n = recv(socket, buffer.data(), buffer.size(), 0);
   const int error = errno;
-  const bool waited = steady_clock::now() - begin >= kTimeout - milliseconds(5);
+  const auto end = steady_clock::now();
   other.join();
+  if (acts - begin < milliseconds(2) || acted > begin + kTimeout - kTold) {
+    return kTooBusy;
+  }
   if (n < 0 && error == EAGAIN) {
-    return waited ? "recv() waits on" : "recv() returns EAGAIN at once";
+    return end - begin >= kTimeout - milliseconds(5) ? "recv() waits on"
+                                                     : "recv() returns EAGAIN at once";
   }
   return absl::StrCat("recv(): ", n == 0 ? "EOF" : Outcome(n < 0 ? -error : n));
 }
@@ -68,6 +91,7 @@ std::string ShutdownWhileReceiving(Trial& trial) {
 }
 
 std::string RoomWhileReceiving(Trial& trial) {
+  trial.Allow(milliseconds(1000));
   const int buffer = 32 * 1024;
   setsockopt(trial.tx(), SOL_SOCKET, SO_SNDBUF, &buffer, sizeof(buffer));
   setsockopt(trial.rx(), SOL_SOCKET, SO_RCVBUF, &buffer, sizeof(buffer));
@@ -85,6 +109,7 @@ std::string RoomWhileReceiving(Trial& trial) {
 }
 
 std::string JoinWhileReceiving(Trial& trial) {
+  trial.Allow(milliseconds(1000));
   return BlockedReceive(trial.rx(), [&] {
     if (trial.Join().ok()) {
       trial.Send("0123456789");
