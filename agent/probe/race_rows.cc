@@ -34,17 +34,23 @@ void SetTimeouts(int socket, milliseconds limit) {
 
 // ---- calls that wait ---------------------------------------------------------
 
-// The thread sleeps in a system call, or that cannot be seen for a while.
-void AwaitSleep(pid_t thread) {
+// False: the thread was not seen to sleep in a system call.
+bool AwaitSleep(pid_t thread) {
   const std::string path = absl::StrCat("/proc/self/task/", thread, "/stat");
   const Bound bound(milliseconds(100));
-  for (int asleep = 0; asleep < 3 && bound.Left() > 0;) {
+  for (int asleep = 0; bound.Left() > 0;) {
     std::this_thread::sleep_for(milliseconds(2));
     const std::vector<std::string> words = WordsOf(path.c_str());
     const bool sleeps = std::find(words.begin(), words.end(), "S") != words.end();
     asleep = sleeps ? asleep + 1 : 0;
+    if (asleep == 3) {
+      return true;
+    }
   }
+  return false;
 }
+
+pid_t OwnThread() { return static_cast<pid_t>(syscall(SYS_gettid)); }
 
 // recv() in this thread, `meanwhile` in another once this one waits. kTooBusy
 // if that came so late that what recv() did says nothing.
@@ -53,12 +59,11 @@ std::string BlockedReceive(int socket, Meanwhile meanwhile) {
   constexpr milliseconds kTimeout{300};
   constexpr milliseconds kTold{100};  // enough for a recv() that was woken to return
   SetTimeouts(socket, kTimeout);
-  const auto reader = static_cast<pid_t>(syscall(SYS_gettid));
-  steady_clock::time_point acts;
+  const pid_t reader = OwnThread();
+  bool waits = false;
   steady_clock::time_point acted;
   std::thread other([&] {
-    AwaitSleep(reader);
-    acts = steady_clock::now();
+    waits = AwaitSleep(reader);
     meanwhile();
     acted = steady_clock::now();
   });
@@ -68,7 +73,7 @@ std::string BlockedReceive(int socket, Meanwhile meanwhile) {
   const int error = errno;
   const auto end = steady_clock::now();
   other.join();
-  if (acts - begin < milliseconds(2) || acted > begin + kTimeout - kTold) {
+  if (!waits || acted > begin + kTimeout - kTold) {
     return kTooBusy;
   }
   if (n < 0 && error == EAGAIN) {
@@ -101,11 +106,18 @@ std::string RoomWhileReceiving(Trial& trial) {
                   trial.Wait(trial.tx(), POLLOUT, 5) != 0;) {
     sent += n > 0 ? static_cast<size_t>(n) : 0;
   }
-  std::thread sender([&] { send(trial.tx(), chunk.data(), chunk.size(), MSG_NOSIGNAL); });
-  const std::string outcome =
-      BlockedReceive(trial.tx(), [&] { trial.ReceiveAll(sent + chunk.size()); });
+  std::atomic<pid_t> sender_thread = 0;
+  std::thread sender([&] {
+    sender_thread = OwnThread();
+    send(trial.tx(), chunk.data(), chunk.size(), MSG_NOSIGNAL);
+  });
+  bool waits = false;
+  const std::string outcome = BlockedReceive(trial.tx(), [&] {
+    waits = AwaitSleep(sender_thread);
+    trial.ReceiveAll(sent + chunk.size());
+  });
   sender.join();
-  return outcome;
+  return waits ? outcome : kTooBusy;
 }
 
 std::string JoinWhileReceiving(Trial& trial) {
