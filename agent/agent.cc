@@ -307,11 +307,20 @@ absl::StatusOr<std::vector<PairView>> Agent::Pairs() {
 }
 
 std::vector<ProbeView> Agent::Doctor() {
-  absl::StatusOr<ProbeReport> report = RunProbes(ProbeScope::kAll);
+  ProbeOptions options;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (const PodSpec& pod : pods_) {
+      if (const absl::StatusOr<PodTarget> target = resolver_->Resolve(pod); target.ok()) {
+        options.cgroups.push_back(target->cgroup);
+      }
+    }
+  }
+  absl::StatusOr<ProbeReport> report = RunProbes(options);
   if (!report.ok()) {
     return {{"probes", "fatal", "running the behaviour probes",
              std::string(report.status().message()), "nothing is known of this kernel",
-             "check the agent's capabilities: BPF, NET_ADMIN, PERFMON"}};
+             "check the agent's capabilities: BPF, NET_ADMIN, PERFMON", "environment", ""}};
   }
   return std::move(report->rows);
 }

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // shunt-agent: the command line.
+#include <bpf/libbpf.h>
 #include <signal.h>
 #include <unistd.h>
 
+#include <cstdarg>
 #include <cstdint>
+#include <cstdio>
 #include <map>
 #include <memory>
 #include <string>
@@ -33,6 +36,20 @@ const std::map<std::string, shunt::log::Format> kFormats = {
     {"json", shunt::log::Format::kJson},
     {"text", shunt::log::Format::kText},
 };
+
+// What the kernel refuses is an error of ours, told in our words: libbpf's own
+// are for who debugs.
+int LogLibbpf(enum libbpf_print_level level, const char* format, va_list args) {
+  if (level == LIBBPF_DEBUG) {
+    return 0;
+  }
+  char line[1024];
+  vsnprintf(line, sizeof(line), format, args);
+  std::string text(line);
+  text.erase(text.find_last_not_of('\n') + 1);
+  shunt::log::Debug("libbpf", {{"detail", text}});
+  return 0;
+}
 
 // Every thread inherits the mask, so only the loop's signalfd sees these.
 void BlockSignals() {
@@ -72,6 +89,7 @@ int main(int argc, char** argv) {
     options.engine = kEngines.at(engine);
   }
   shunt::log::Init(kLevels.at(level), kFormats.at(format));
+  libbpf_set_print(LogLibbpf);
   BlockSignals();
 
   absl::StatusOr<std::unique_ptr<shunt::Agent>> agent = shunt::Agent::Create(options);

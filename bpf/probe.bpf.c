@@ -16,6 +16,10 @@ char LICENSE[] SEC("license") = "GPL";
 
 #define AF_INET 2
 #define AF_INET6 10
+#define SEND_SHUTDOWN 2
+
+/* Some 100 us: what another thread does meanwhile meets a message on its way. */
+#define SLOW_TURNS 3000
 
 struct {
 	__uint(type, BPF_MAP_TYPE_SOCKHASH);
@@ -61,9 +65,16 @@ int probe_msg(struct sk_msg_md *msg)
 	/* The helper's answer decides nothing: with no such key it sets no
 	 * target, and SK_PASS then means TCP. */
 	__u64 peer = self->peer_key;
+	if (self->mind_shutdown &&
+	    (BPF_CORE_READ((struct sock *)address, sk_shutdown) & SEND_SHUTDOWN))
+		return SK_PASS;
 	if (self->redirect &&
 	    bpf_msg_redirect_hash(msg, &members, &peer, BPF_F_INGRESS) == SK_PASS)
 		self->redirected++;
+	if (self->slow) {
+		for (int i = 0; i < SLOW_TURNS; i++)
+			bpf_ktime_get_ns();
+	}
 	return SK_PASS;
 }
 

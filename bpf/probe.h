@@ -15,6 +15,8 @@ struct probe_socket {
 	__u64 peer_key; /* where messages go */
 	__u32 redirect; /* 0: leave messages to TCP */
 	__u32 let_go; /* 1: the iterator deletes this socket's key */
+	__u32 mind_shutdown; /* 1: redirect nothing after shutdown(SHUT_WR), as the engine does */
+	__u32 slow; /* 1: dawdle between the decision to redirect and its execution */
 	/* Answers of the sk_msg program. */
 	__u64 own_key; /* cookie read from kernel memory, through a plain address */
 	__u64 netns_cookie;

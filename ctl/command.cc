@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ctl/command.h"
 
+#include <bpf/libbpf.h>
 #include <fcntl.h>
 
 #include <cerrno>
@@ -16,7 +17,9 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "agent/base/status.h"
+#include "agent/observe/probe_message.h"
 #include "agent/observe/unix_socket.h"
+#include "agent/probe/probe.h"
 #include "ctl/render.h"
 #include "grpc/grpc.h"
 #include "grpcpp/create_channel_posix.h"
@@ -43,6 +46,7 @@ struct Arguments {
   std::string pod;
   uint32_t limit = 0;            // 0: the agent's default
   uint32_t timeout_seconds = 0;  // 0: none
+  bool all = false;
 };
 
 std::string WhatToDo(const absl::Status& status) {
@@ -60,8 +64,9 @@ absl::StatusOr<std::unique_ptr<v1::AdminService::Stub>> Connect(const std::strin
   absl::StatusOr<UniqueFd> fd = ConnectSocket(socket);
   if (!fd.ok()) {
     const std::string to_do = WhatToDo(fd.status());
-    return absl::UnavailableError(absl::StrCat("no agent on ", socket, ": ", fd.status().message(),
-                                               to_do.empty() ? "" : ": ", to_do));
+    return absl::Status(fd.status().code(),
+                        absl::StrCat("no agent on ", socket, ": ", fd.status().message(),
+                                     to_do.empty() ? "" : ": ", to_do));
   }
   const int owned_by_grpc = fcntl(fd->get(), F_DUPFD_CLOEXEC, 0);
   if (owned_by_grpc < 0) {
@@ -84,6 +89,29 @@ std::string Explain(const grpc::Status& status, seconds patience) {
     default:
       return status.error_message();
   }
+}
+
+int ShowDoctor(const Arguments& arguments, const v1::RunDoctorResponse& doctor, std::ostream& out) {
+  out << Render(arguments.output, doctor, arguments.all);
+  return IsHealthy(doctor) ? kOk : kFailed;
+}
+
+// The doctor without an agent: with what this process may do itself.
+int ExamineHere(const Arguments& arguments, const absl::Status& no_agent, std::ostream& out,
+                std::ostream& err) {
+  libbpf_set_print(nullptr);  // what was refused is in the rows
+  err << "shuntctl: " << no_agent.message()
+      << "\nshuntctl: looking from here; the pods' cgroups are not known\n";
+  const absl::StatusOr<ProbeReport> report = RunProbes(ProbeScope::kAll);
+  if (!report.ok()) {
+    err << "shuntctl: " << report.status().message() << "\n";
+    return kFailed;
+  }
+  v1::RunDoctorResponse doctor;
+  for (const ProbeView& row : report->rows) {
+    *doctor.add_probes() = ToProto(row);
+  }
+  return ShowDoctor(arguments, doctor, out);
 }
 
 class Commands {
@@ -114,8 +142,14 @@ class Commands {
 
   int Doctor() {
     v1::RunDoctorResponse response;
-    const int code = Ask(&v1::AdminService::Stub::RunDoctor, {}, kDoctorPatience, &response);
-    return code == kOk && !IsHealthy(response) ? kFailed : code;
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + kDoctorPatience);
+    const grpc::Status status = agent_->RunDoctor(&context, {}, &response);
+    if (!status.ok()) {
+      err_ << "shuntctl: " << Explain(status, kDoctorPatience) << "\n";
+      return kFailed;
+    }
+    return ShowDoctor(arguments_, response, out_);
   }
 
   int Drain() {
@@ -206,8 +240,10 @@ int Run(int argc, const char* const* argv, std::ostream& out, std::ostream& err)
   add("status", "The node in one look", &Commands::Status);
   CLI::App* pods = add("pods", "The pods of this node and where they stand", &Commands::Pods);
   CLI::App* pairs = add("pairs", "The accelerated connections, busiest first", &Commands::Pairs);
-  add("doctor", "Tries what this kernel does, on real sockets; 1 if something is fatal",
-      &Commands::Doctor);
+  CLI::App* doctor =
+      add("doctor", "Tries what this kernel does, on real sockets; 1 if something is fatal",
+          &Commands::Doctor);
+  doctor->add_flag("--all", arguments.all, "In a table, tell in full also what is ok");
   CLI::App* drain = add(
       "drain", "Returns every connection to plain TCP without losing a byte and unpins everything",
       &Commands::Drain);
@@ -235,6 +271,10 @@ int Run(int argc, const char* const* argv, std::ostream& out, std::ostream& err)
   arguments.output = output == "json" ? Output::kJson : Output::kTable;
 
   const auto agent = Connect(arguments.socket);
+  if (command == &Commands::Doctor &&
+      (absl::IsNotFound(agent.status()) || absl::IsUnavailable(agent.status()))) {
+    return ExamineHere(arguments, agent.status(), out, err);
+  }
   if (!agent.ok()) {
     err << "shuntctl: " << agent.status().message() << "\n";
     return kUsageOrNoAgent;

@@ -171,6 +171,23 @@ TEST_F(CommandTest, DoctorIsOneWhenSomethingIsFatal) {
   EXPECT_EQ(Json()["ok"], false);
 }
 
+// As root this is the real thing; without, everything is fatal or skipped.
+TEST_F(CommandTest, DoctorLooksByItselfWhereNoAgentRuns) {
+  EXPECT_LT(Ctl({"--output", "json", "doctor"}), 2);
+  EXPECT_THAT(err_, HasSubstr("it does not exist"));
+  EXPECT_THAT(err_, HasSubstr("looking from here"));
+  EXPECT_EQ(Json()["probes"][0]["name"], "programs_load");
+  EXPECT_GT(Json()["probes"].size(), 60u);
+  for (const nlohmann::json& probe : Json()["probes"]) {
+    for (const char* key : {"name", "verdict", "tried", "happened", "means", "toDo", "family"}) {
+      EXPECT_NE(probe[key], "") << probe;
+    }
+  }
+  const bool ok = Json()["ok"];
+  EXPECT_EQ(Ctl({"doctor", "--all"}), ok ? 0 : 1);
+  EXPECT_THAT(out_, HasSubstr("\nprograms_load\n  tried  "));
+}
+
 DrainProgress Holding() {
   DrainProgress progress;
   progress.pods = 1;

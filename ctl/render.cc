@@ -247,20 +247,23 @@ Json ToJson(const v1::RunDoctorResponse& doctor) {
         {"happened", probe.happened()},
         {"means", probe.means()},
         {"toDo", probe.to_do()},
+        {"family", probe.family()},
+        {"about", probe.about()},
     });
   }
   return {{"ok", IsHealthy(doctor)}, {"probes", std::move(list)}};
 }
 
-std::string ToTable(const v1::RunDoctorResponse& doctor) {
+std::string ToTable(const v1::RunDoctorResponse& doctor, bool in_full) {
   if (doctor.probes().empty()) {
     return "Nothing was tried: see the agent's log for why its engine has no probes.\n";
   }
-  Table table({{"PROBE"}, {"VERDICT"}, {"HAPPENED"}});
+  Table table({{"PROBE"}, {"ABOUT"}, {"VERDICT"}, {"HAPPENED"}});
   std::string details;
   for (const v1::Probe& probe : doctor.probes()) {
-    table.AddRow({probe.name(), VerdictOf(probe), probe.happened()});
-    if (probe.verdict() == v1::PROBE_VERDICT_OK) {
+    table.AddRow({probe.name(), probe.about().empty() ? probe.family() : probe.about(),
+                  VerdictOf(probe), probe.happened()});
+    if (probe.verdict() == v1::PROBE_VERDICT_OK && !in_full) {
       continue;
     }
     absl::StrAppend(&details, "\n", probe.name(), "\n");
@@ -298,8 +301,8 @@ std::string Render(Output output, const v1::ListPodsResponse& pods) {
 std::string Render(Output output, const v1::ListPairsResponse& pairs) {
   return RenderAnswer(output, pairs);
 }
-std::string Render(Output output, const v1::RunDoctorResponse& doctor) {
-  return RenderAnswer(output, doctor);
+std::string Render(Output output, const v1::RunDoctorResponse& doctor, bool in_full) {
+  return output == Output::kJson ? Dump(ToJson(doctor)) : ToTable(doctor, in_full);
 }
 
 bool IsHealthy(const v1::RunDoctorResponse& doctor) {

@@ -19,7 +19,10 @@
 // pairs:  {total, pairs: [{pod, direction, family, clientPort, dialedPort,
 //          serverPort, clientToServerBytes, serverToClientBytes, unreadBytes,
 //          ageSeconds, state}]}; direction is "" where it is not known
-// doctor: {ok, probes: [{name, verdict, tried, happened, means, toDo}]}
+// doctor: {ok, probes: [{name, verdict, tried, happened, means, toDo, family,
+//          about}]}; verdict is ok, degraded, fatal, skipped or unknown; family
+//          engine, hazard, fix, feature or environment; about a row of
+//          docs/hazards.md ("hazard 11"), a fix of 2018 ("fix 4"), or ""
 // drain:  {drained, pods, ends, unreadBytes,
 //          waiting: [{pod, ends, unreadBytes}],
 //          examples: [{role, localPort, remotePort, unreadBytes}]}
@@ -38,7 +41,8 @@ enum class Output { kTable, kJson };
 std::string Render(Output output, const v1::GetStatusResponse& status);
 std::string Render(Output output, const v1::ListPodsResponse& pods);
 std::string Render(Output output, const v1::ListPairsResponse& pairs);
-std::string Render(Output output, const v1::RunDoctorResponse& doctor);
+// A table tells in full what is not ok, or everything.
+std::string Render(Output output, const v1::RunDoctorResponse& doctor, bool in_full = false);
 
 // Did no probe end fatally?
 bool IsHealthy(const v1::RunDoctorResponse& doctor);

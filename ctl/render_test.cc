@@ -268,10 +268,11 @@ TEST(RenderTest, PairsTable) {
 v1::RunDoctorResponse Doctor() {
   return Parse<v1::RunDoctorResponse>(R"(
     probes { name: "redirect" verdict: PROBE_VERDICT_OK tried: "sent 3 bytes"
-             happened: "3 bytes came" means: "fine" }
+             happened: "3 bytes came" means: "fine" to_do: "nothing" family: "engine" }
     probes { name: "fionread_counts_tcp_bytes" verdict: PROBE_VERDICT_DEGRADED
              tried: "FIONREAD with 10 bytes waiting" happened: "0"
-             means: "epoll readers may stall" to_do: "use a kernel with 04af4efde58a" }
+             means: "epoll readers may stall" to_do: "use a kernel with 04af4efde58a"
+             family: "hazard" about: "hazard 11" }
   )");
 }
 
@@ -287,20 +288,26 @@ TEST(RenderTest, DoctorJson) {
       "tried": "FIONREAD with 10 bytes waiting",
       "happened": "0",
       "means": "epoll readers may stall",
-      "toDo": "use a kernel with 04af4efde58a"
+      "toDo": "use a kernel with 04af4efde58a",
+      "family": "hazard",
+      "about": "hazard 11"
     }
   ]
 }
 )");
   doctor.mutable_probes(0)->set_verdict(v1::PROBE_VERDICT_FATAL);
   EXPECT_THAT(Render(Output::kJson, doctor), testing::HasSubstr("\"ok\": false"));
+  doctor.mutable_probes(0)->set_verdict(v1::PROBE_VERDICT_UNKNOWN);
+  EXPECT_THAT(Render(Output::kJson, doctor), testing::HasSubstr("\"verdict\": \"unknown\""));
+  EXPECT_TRUE(IsHealthy(doctor));
 }
 
 TEST(RenderTest, DoctorTable) {
   v1::RunDoctorResponse doctor = Doctor();
-  EXPECT_EQ(Render(Output::kTable, doctor), R"(PROBE                      VERDICT   HAPPENED
-redirect                   ok        3 bytes came
-fionread_counts_tcp_bytes  degraded  0
+  EXPECT_EQ(Render(Output::kTable, doctor),
+            R"(PROBE                      ABOUT      VERDICT   HAPPENED
+redirect                   engine     ok        3 bytes came
+fionread_counts_tcp_bytes  hazard 11  degraded  0
 
 fionread_counts_tcp_bytes
   tried  FIONREAD with 10 bytes waiting
@@ -309,6 +316,14 @@ fionread_counts_tcp_bytes
 
 This kernel can be used.
 )");
+  EXPECT_THAT(Render(Output::kTable, doctor, true), testing::HasSubstr(R"(
+redirect
+  tried  sent 3 bytes
+  means  fine
+  to do  nothing
+
+fionread_counts_tcp_bytes
+)"));
   doctor.mutable_probes(0)->set_verdict(v1::PROBE_VERDICT_FATAL);
   EXPECT_THAT(Render(Output::kTable, doctor),
               testing::EndsWith("\nThis kernel cannot be used as it is.\n"));

@@ -37,20 +37,6 @@ std::string UidFromPin(const std::string& name) { return absl::StrReplaceAll(nam
 // of programs loads its own.
 bool IsOfOneGeneration(const struct bpf_map* map) { return bpf_map__is_internal(map); }
 
-int PrintLibbpf(enum libbpf_print_level level, const char* format, va_list args) {
-  if (level == LIBBPF_DEBUG) {
-    return 0;
-  }
-  char line[1024];
-  vsnprintf(line, sizeof(line), format, args);
-  std::string text(line);
-  while (!text.empty() && text.back() == '\n') {
-    text.pop_back();
-  }
-  log::Debug("libbpf", {{"detail", text}});
-  return 0;
-}
-
 absl::Status LoadError(int error) {
   absl::Status status = ErrnoStatus(error, "loading BPF programs");
   if (std::abs(error) == EPERM) {
@@ -124,7 +110,6 @@ BpfDatapath::BpfDatapath(Pins pins, const BpfDatapathOptions& options)
 BpfDatapath::~BpfDatapath() = default;
 
 absl::StatusOr<std::unique_ptr<BpfDatapath>> BpfDatapath::Open(const BpfDatapathOptions& options) {
-  libbpf_set_print(PrintLibbpf);
   SHUNT_ASSIGN_OR_RETURN(Pins pins, Pins::Open(options.bpffs), "");
   std::unique_ptr<BpfDatapath> datapath(new BpfDatapath(std::move(pins), options));
   if (datapath->pins_.Exists()) {

@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "agent/base/status.h"
 #include "agent/observe/health.grpc.pb.h"
+#include "agent/observe/probe_message.h"
 #include "agent/observe/socket_name.h"
 #include "agent/pair/exits.h"
 #include "grpc/grpc.h"
@@ -228,13 +229,7 @@ class AdminService final : public v1::AdminService::Service {
   grpc::Status RunDoctor(grpc::ServerContext*, const v1::RunDoctorRequest*,
                          v1::RunDoctorResponse* response) override {
     for (const ProbeView& probe : view_->Doctor()) {
-      v1::Probe* out = response->add_probes();
-      out->set_name(probe.name);
-      out->set_verdict(FromName(v1::ProbeVerdict_Parse, "PROBE_VERDICT_", probe.verdict));
-      out->set_tried(probe.tried);
-      out->set_happened(probe.happened);
-      out->set_means(probe.means);
-      out->set_to_do(probe.to_do);
+      *response->add_probes() = ToProto(probe);
     }
     return grpc::Status::OK;
   }

@@ -288,13 +288,15 @@ TEST_F(AdminServerTest, OversizedRequestIsRefused) {
 }
 
 TEST_F(AdminServerTest, DoctorIsPassedOn) {
-  view_.probes = {{"redirect", "fatal", "tried", "happened", "means", "do"}};
+  view_.probes = {
+      {"redirect", "unknown", "tried", "happened", "means", "do", "hazard", "hazard 14"}};
   Context context;
   v1::RunDoctorResponse response;
   ASSERT_TRUE(admin_->RunDoctor(&context, {}, &response).ok());
   EXPECT_EQ(response.ShortDebugString(),
-            "probes { name: \"redirect\" verdict: PROBE_VERDICT_FATAL tried: \"tried\" "
-            "happened: \"happened\" means: \"means\" to_do: \"do\" }");
+            "probes { name: \"redirect\" verdict: PROBE_VERDICT_UNKNOWN tried: \"tried\" "
+            "happened: \"happened\" means: \"means\" to_do: \"do\" family: \"hazard\" "
+            "about: \"hazard 14\" }");
 }
 
 DrainProgress Holding(uint64_t ends) {

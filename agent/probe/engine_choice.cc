@@ -19,6 +19,8 @@ const ProbeView* FirstFatal(const ProbeReport& report) {
 }
 
 EngineDecision Sockhash(const ProbeReport& report) {
+  const ProbeView* fionread = report.Find("fionread_counts_tcp_bytes");
+  const bool counts = fionread != nullptr && fionread->verdict == kProbeOk;
   std::vector<std::string> degraded;
   for (const ProbeView& row : report.rows) {
     if (row.verdict == kProbeDegraded) {
@@ -26,11 +28,14 @@ EngineDecision Sockhash(const ProbeReport& report) {
     }
   }
   if (degraded.empty()) {
-    return {"sockhash", "probes_passed", "every behaviour probe passed"};
+    return {"sockhash", "probes_passed", "every behaviour probe passed", counts};
   }
+  const bool regression = fionread != nullptr && fionread->verdict == kProbeDegraded;
   return {"sockhash", "probes_degraded",
           absl::StrCat("usable, but degraded: ", absl::StrJoin(degraded, ", "),
-                       "; see shuntctl doctor")};
+                       regression ? " (the FIONREAD regression of 929e30f93125)" : "",
+                       "; see shuntctl doctor"),
+          counts};
 }
 
 }  // namespace

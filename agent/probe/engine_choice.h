@@ -19,6 +19,10 @@ struct EngineDecision {
   // "configured".
   std::string reason;
   std::string detail;  // a sentence for people
+  // sockhash: FIONREAD of a member counts unread bytes that came by TCP. False
+  // (commit 929e30f93125, or not found out): no member may hold such bytes while
+  // its reader could ask for them.
+  bool fionread_counts_tcp_bytes = false;
 };
 
 // auto: kmod if it answers, else sockhash unless a row is fatal, else none. A

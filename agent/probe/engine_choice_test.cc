@@ -30,6 +30,20 @@ TEST(EngineChoice, AutoTakesSockhashWhenNothingIsFatal) {
   EXPECT_THAT(degraded->detail, HasSubstr("second"));
 }
 
+// In doubt, no reader may have to ask for bytes that came by TCP.
+TEST(EngineChoice, SaysWhetherFionreadCanBeTrusted) {
+  ProbeReport report = With(kProbeOk);
+  EXPECT_FALSE(Choose(EngineChoice::kAuto, report, false)->fionread_counts_tcp_bytes);
+  report.rows.push_back({"fionread_counts_tcp_bytes", kProbeOk, "t", "h", "m", "nothing"});
+  EXPECT_TRUE(Choose(EngineChoice::kAuto, report, false)->fionread_counts_tcp_bytes);
+  for (const char* verdict : {kProbeDegraded, kProbeSkipped, kProbeUnknown}) {
+    report.rows.back().verdict = verdict;
+    EXPECT_FALSE(Choose(EngineChoice::kAuto, report, false)->fionread_counts_tcp_bytes) << verdict;
+  }
+  report.rows.back().verdict = kProbeDegraded;
+  EXPECT_THAT(Choose(EngineChoice::kAuto, report, false)->detail, HasSubstr("929e30f93125"));
+}
+
 TEST(EngineChoice, AutoOnlyObservesWhenARowIsFatal) {
   const auto decision = Choose(EngineChoice::kAuto, With(kProbeFatal), false);
   EXPECT_EQ(decision->engine, "none");

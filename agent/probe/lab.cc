@@ -241,8 +241,24 @@ uint64_t CookieOf(int socket) {
   return cookie;
 }
 
-absl::StatusOr<Trial> Trial::Make(Lab* lab, Family family, Way way) {
+int Disconnect(int socket) {
+  sockaddr unspecified = {};
+  unspecified.sa_family = AF_UNSPEC;
+  return connect(socket, &unspecified, sizeof(unspecified)) == 0 ? 0 : errno;
+}
+
+int ConnectTo(int socket, int listener) {
+  sockaddr_storage address = {};
+  socklen_t size = sizeof(address);
+  auto* generic = reinterpret_cast<sockaddr*>(&address);
+  getsockname(listener, generic, &size);
+  return connect(socket, generic, size) == 0 ? 0 : errno;
+}
+
+absl::StatusOr<Trial> Trial::Make(Lab* lab, Family family, Way way,
+                                  std::chrono::milliseconds limit) {
   Trial trial;
+  trial.bound_ = Bound(limit);
   SHUNT_ASSIGN_OR_RETURN(UniqueFd listener, Listen(family), "");
   SHUNT_ASSIGN_OR_RETURN(trial.tx_, TcpSocket(family), "");
   Address address;
@@ -257,24 +273,33 @@ absl::StatusOr<Trial> Trial::Make(Lab* lab, Family family, Way way) {
     return trial;
   }
   trial.lab_ = lab;
+  if (way != Way::kJoinLater) {
+    SHUNT_RETURN_IF_ERROR(trial.Enrol(way == Way::kRedirect), "");
+  }
+  return trial;
+}
+
+absl::Status Trial::Enrol(bool redirect) {
   probe_socket state = {};
-  state.redirect = way == Way::kRedirect;
-  state.peer_key = trial.rx_key_;
-  int error = lab->WriteSocket(trial.tx(), state);
-  state.peer_key = trial.tx_key_;
+  state.redirect = redirect ? 1 : 0;
+  state.peer_key = rx_key_;
+  int error = lab_->WriteSocket(tx(), state);
+  state.peer_key = tx_key_;
   if (error == 0) {
-    error = lab->WriteSocket(trial.rx(), state);
+    error = lab_->WriteSocket(rx(), state);
   }
   if (error != 0) {
     return ErrnoStatus(error, "giving a socket its storage");
   }
-  for (const int fd : {trial.tx(), trial.rx()}) {
-    if (error = lab->Enrol(fd); error != 0) {
+  for (const int fd : {tx(), rx()}) {
+    if (error = lab_->Enrol(fd); error != 0) {
       return ErrnoStatus(error, "entering an ESTABLISHED socket into a sockhash");
     }
   }
-  return trial;
+  return absl::OkStatus();
 }
+
+absl::Status Trial::Join() { return lab_ == nullptr ? absl::OkStatus() : Enrol(true); }
 
 Trial::~Trial() {
   const linger reset = {1, 0};
@@ -285,16 +310,42 @@ Trial::~Trial() {
   }
 }
 
-void Trial::SetRedirect(uint32_t redirect) {
+void Trial::Order(const std::function<void(probe_socket&)>& change) {
   if (lab_ == nullptr) {
     return;
   }
   for (const int fd : {tx_.get(), rx_.get()}) {
     probe_socket state;
     if (fd >= 0 && lab_->ReadSocket(fd, &state) == 0) {
-      state.redirect = redirect;
+      change(state);
       lab_->WriteSocket(fd, state);
     }
+  }
+}
+
+void Trial::ByTcp() {
+  Order([](probe_socket& state) { state.redirect = 0; });
+}
+
+void Trial::ByRedirect() {
+  Order([](probe_socket& state) { state.redirect = 1; });
+}
+
+void Trial::MindShutdown() {
+  Order([](probe_socket& state) { state.mind_shutdown = 1; });
+}
+
+void Trial::Dawdle() {
+  Order([](probe_socket& state) { state.slow = 1; });
+}
+
+uint32_t Trial::Messages() const {
+  probe_socket state = {};
+  return lab_ != nullptr && lab_->ReadSocket(tx(), &state) == 0 ? state.messages : 0;
+}
+
+void Trial::AwaitMessage(uint32_t messages) const {
+  while (lab_ != nullptr && Messages() < messages && bound_.Left() > 0) {
   }
 }
 

@@ -14,6 +14,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -33,9 +34,10 @@ enum class Family { kIpv4, kIpv6, kV4Mapped };
 
 // How a trial's bytes travel.
 enum class Way {
-  kPlain,     // neither end is in the sockhash
-  kMember,    // both are, messages go by TCP
-  kRedirect,  // both are, messages go straight to the peer
+  kPlain,      // neither end is in the sockhash
+  kMember,     // both are, messages go by TCP
+  kRedirect,   // both are, messages go straight to the peer
+  kJoinLater,  // neither is until Join(), which makes it kRedirect
 };
 
 class Lab {
@@ -93,11 +95,19 @@ absl::StatusOr<UniqueFd> Listen(Family family);
 
 uint64_t CookieOf(int socket);
 
+// connect(AF_UNSPEC). 0 or a positive errno.
+int Disconnect(int socket);
+
+// Connects to where a socket listens. 0 or a positive errno.
+int ConnectTo(int socket, int listener);
+
 // One connection between two sockets of this process. Closing it resets it, so
 // that nothing stays in TIME_WAIT.
 class Trial {
  public:
-  static absl::StatusOr<Trial> Make(Lab* lab, Family family, Way way);
+  static absl::StatusOr<Trial> Make(
+      Lab* lab, Family family, Way way,
+      std::chrono::milliseconds limit = std::chrono::milliseconds(200));
   ~Trial();
   Trial(Trial&&) = default;
   Trial& operator=(Trial&&) = delete;
@@ -108,8 +118,20 @@ class Trial {
   void CloseRx() { rx_.Reset(); }
 
   // From the next message on; both directions. No effect on a plain trial.
-  void ByTcp() { SetRedirect(0); }
-  void ByRedirect() { SetRedirect(1); }
+  void ByTcp();
+  void ByRedirect();
+  // The program redirects nothing once its socket was shut down, as the
+  // engine's does. Both directions. No effect on a plain trial.
+  void MindShutdown();
+  // The program dawdles for about 100 us when it has decided about a message
+  // of tx. No effect on a plain trial.
+  void Dawdle();
+  // Messages of tx that the program has seen; 0 on a plain trial.
+  uint32_t Messages() const;
+  // Waits until there are so many; not at all on a plain trial.
+  void AwaitMessage(uint32_t messages) const;
+  // Enrols both ends. No effect on a plain trial.
+  absl::Status Join();
   // Takes the receiver out of the sockhash. No effect on a plain trial.
   void ExpelRx();
   // Messages of tx that the program handed to the peer; also after CloseTx().
@@ -118,6 +140,8 @@ class Trial {
   uint64_t tx_key() const { return tx_key_; }
   uint64_t rx_key() const { return rx_key_; }
   const Bound& bound() const { return bound_; }
+  // From now on.
+  void Allow(std::chrono::milliseconds limit) { bound_ = Bound(limit); }
 
   // Polls until one of `events` (or an error) is there; its revents, or 0.
   int Wait(int fd, short events, int most_ms = 1000) const;
@@ -131,7 +155,8 @@ class Trial {
 
  private:
   Trial() = default;
-  void SetRedirect(uint32_t redirect);
+  absl::Status Enrol(bool redirect);
+  void Order(const std::function<void(probe_socket&)>& change);
 
   Lab* lab_ = nullptr;  // null: plain
   UniqueFd tx_;         // the client

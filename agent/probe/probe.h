@@ -5,10 +5,16 @@
 //
 // RunProbes() makes its own connections on loopback in a scratch network
 // namespace; without CAP_SYS_ADMIN (an agent in a pod) on the loopback of its
-// own. It touches no other socket, cgroup or pin, and leaves nothing behind.
-// Thread-safe. Every wait is bounded: kEssential takes well under 300 ms on a
-// kernel that works, kAll at most about 3 s on one where nothing does. libbpf's
-// messages go where the process has sent them (libbpf_set_print).
+// own. It touches no other socket or pin and leaves nothing behind: kAll makes
+// an empty cgroup for a moment, if it may, and attaches to it; and it attaches
+// empty programs to tracepoints and lets them go at once. Thread-safe. Every
+// wait is bounded: kEssential takes well under 300 ms on a kernel that works,
+// kAll at most 5 s on one where nothing does. libbpf's messages go where the
+// process has sent them (libbpf_set_print).
+//
+// The rooms: engine_rows (what the engine stands on), hazard_rows and race_rows
+// (docs/hazards.md), fix_rows (the six fixes of 2018), feature_rows (what can be
+// loaded and attached), environment_rows (capabilities, cgroups, other owners).
 #ifndef SHUNT_AGENT_PROBE_PROBE_H_
 #define SHUNT_AGENT_PROBE_PROBE_H_
 
@@ -27,7 +33,9 @@ struct ProbeView {
   std::string tried;
   std::string happened;
   std::string means;
-  std::string to_do;  // empty when ok
+  std::string to_do;        // begins with "nothing" when nothing need be done
+  std::string family = {};  // "engine", "hazard", "fix", "feature", "environment"
+  std::string about = {};   // "hazard 11", "fix 4", or empty
 };
 
 // As a program would see it on plain TCP, or as the engine needs it.
@@ -38,6 +46,8 @@ inline constexpr char kProbeDegraded[] = "degraded";
 inline constexpr char kProbeFatal[] = "fatal";
 // Could not be tried here, and decides nothing.
 inline constexpr char kProbeSkipped[] = "skipped";
+// Cannot be told from user space, or a race that was not seen this time.
+inline constexpr char kProbeUnknown[] = "unknown";
 
 enum class ProbeScope {
   kEssential,  // at every start: all rows that can be fatal
@@ -56,8 +66,15 @@ struct ProbeReport {
   const ProbeView* Find(std::string_view name) const;
 };
 
+struct ProbeOptions {
+  ProbeScope scope = ProbeScope::kAll;
+  // The pods' cgroup v2 directories: whose else programs are on them?
+  std::vector<std::string> cgroups;
+};
+
 // Fails only if nothing could be tried at all. A kernel or a container that
 // cannot load BPF programs is a fatal row, not an error.
+absl::StatusOr<ProbeReport> RunProbes(const ProbeOptions& options);
 absl::StatusOr<ProbeReport> RunProbes(ProbeScope scope);
 
 }  // namespace shunt

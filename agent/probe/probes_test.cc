@@ -3,12 +3,14 @@
 // The probes against the running kernel, whichever it is. What a row says is
 // checked against a second, cruder measurement that shares no code with it.
 #include <bpf/bpf.h>
+#include <fcntl.h>
 #include <linux/capability.h>
 #include <linux/filter.h>
 #include <netinet/in.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
+#include <sys/stat.h>
+#include <sys/utsname.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -22,8 +24,13 @@
 #include <thread>
 #include <vector>
 
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "agent/base/unique_fd.h"
+#include "agent/probe/capability.h"
 #include "agent/probe/engine_choice.h"
+#include "agent/probe/mounts.h"
 #include "agent/probe/probe.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -215,19 +222,27 @@ bool IsOurProgram(__u32 id) {
 }
 
 // Runs the probes on a thread without these capabilities.
-ProbeReport RunWithout(const std::vector<int>& capabilities) {
+ProbeReport ProbeWithout(const std::vector<int>& capabilities) {
   ProbeReport report;
-  std::thread([&] {
-    __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
-    __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3] = {};
-    EXPECT_EQ(syscall(SYS_capget, &header, data), 0);
-    for (const int capability : capabilities) {
-      data[CAP_TO_INDEX(capability)].effective &= ~CAP_TO_MASK(capability);
-    }
-    EXPECT_EQ(syscall(SYS_capset, &header, data), 0);
-    report = RunProbes(ProbeScope::kAll).value();
-  }).join();
+  EXPECT_TRUE(RunWithout(capabilities, [&] { report = RunProbes(ProbeScope::kAll).value(); }));
   return report;
+}
+
+// What differs between two runs on one kernel: races, the clock, other
+// programs on this machine.
+bool IsSteady(const ProbeView& row) {
+  const std::set<std::string> volatile_rows = {
+      "sends_during_shutdown",  "send_as_peer_closes",
+      "reconnects_during_send", "concurrent_writes_stay_whole",
+      "small_message_stream",   "window_reopens",
+      "sock_ops_owners",        "sockmap_owners"};
+  return volatile_rows.count(row.name) == 0;
+}
+
+// A machine too busy to find something out is no contradiction.
+bool Agree(const ProbeView& a, const ProbeView& b) {
+  return a.verdict == b.verdict || !IsSteady(a) || a.verdict == kProbeUnknown ||
+         b.verdict == kProbeUnknown;
 }
 
 class ProbesTest : public ::testing::Test {
@@ -244,12 +259,14 @@ TEST_F(ProbesTest, EveryRowSaysWhatWasTriedAndWhatToDo) {
   std::set<std::string> names;
   for (const ProbeView& row : report.rows) {
     EXPECT_TRUE(names.insert(row.name).second) << row.name << " is there twice";
-    EXPECT_THAT(row.verdict, AnyOf(kProbeOk, kProbeDegraded, kProbeFatal, kProbeSkipped))
+    EXPECT_THAT(row.verdict,
+                AnyOf(kProbeOk, kProbeDegraded, kProbeFatal, kProbeSkipped, kProbeUnknown))
         << row.name;
-    EXPECT_FALSE(row.tried.empty() || row.happened.empty() || row.means.empty()) << row.name;
-    EXPECT_EQ(row.happened.find('\n'), std::string::npos) << row.name << ": " << row.happened;
-    const bool wrong = row.verdict == kProbeDegraded || row.verdict == kProbeFatal;
-    EXPECT_EQ(wrong, !row.to_do.empty()) << row.name << ": " << row.happened;
+    EXPECT_THAT(row.family, AnyOf("engine", "hazard", "fix", "feature", "environment"));
+    for (const std::string* text : {&row.tried, &row.happened, &row.means, &row.to_do}) {
+      EXPECT_FALSE(text->empty()) << row.name;
+      EXPECT_EQ(text->find('\n'), std::string::npos) << row.name << ": " << *text;
+    }
   }
 }
 
@@ -266,9 +283,9 @@ TEST_F(ProbesTest, NothingIsFatalHere) {
 // Whatever the kernel: sockmap's own recvmsg knows nothing of these.
 TEST_F(ProbesTest, SeesWhatNoKernelDoes) {
   const ProbeReport report = RunProbes(ProbeScope::kAll).value();
-  for (const char* name :
-       {"waitall", "rcvlowat", "zerocopy", "oob", "shutdown_then_send", "tcp_info_counts",
-        "tcp_then_redirect_keeps_order", "delete_keeps_unread", "unread_is_bounded"}) {
+  for (const char* name : {"waitall", "rcvlowat", "zerocopy", "oob", "shutdown_then_send",
+                           "tcp_info_counts", "tcp_then_redirect_keeps_order",
+                           "delete_keeps_unread", "unread_is_bounded", "close_with_unread"}) {
     ASSERT_NE(report.Find(name), nullptr) << name;
     EXPECT_EQ(report.Find(name)->verdict, kProbeDegraded)
         << name << ": " << report.Find(name)->happened;
@@ -293,13 +310,141 @@ TEST_F(ProbesTest, ASecondMeasurementContradictsAFalseReport) {
   EXPECT_EQ(Contradicted(report).size(), 4u);
 }
 
+// Every row of docs/hazards.md and every fix of 2018 has its probe.
+TEST_F(ProbesTest, EveryHazardAndEveryFixIsTried) {
+  const ProbeReport report = RunProbes(ProbeScope::kAll).value();
+  const auto is_about = [&](const std::string& subject) {
+    return std::any_of(report.rows.begin(), report.rows.end(), [&](const ProbeView& row) {
+      const std::vector<std::string> subjects = absl::StrSplit(row.about, ", ");
+      return std::find(subjects.begin(), subjects.end(), subject) != subjects.end();
+    });
+  };
+  for (int hazard = 1; hazard <= 18; ++hazard) {
+    EXPECT_TRUE(is_about(absl::StrCat("hazard ", hazard))) << hazard;
+  }
+  for (int fix = 1; fix <= 6; ++fix) {
+    EXPECT_TRUE(is_about(absl::StrCat("fix ", fix))) << fix;
+  }
+  EXPECT_TRUE(is_about("kTLS note"));
+}
+
+// The lock cannot be seen from here, and the row must not pretend.
+TEST_F(ProbesTest, TheBucketLockIsNotClaimed) {
+  const ProbeReport report = RunProbes(ProbeScope::kAll).value();
+  const ProbeView* row = report.Find("close_takes_bucket_lock");
+  EXPECT_EQ(row->verdict, kProbeUnknown);
+  EXPECT_THAT(row->happened, HasSubstr("not measurable from user space"));
+  EXPECT_THAT(row->means, HasSubstr("source: "));
+}
+
+// What was measured by hand on the one kernel that everybody here has. On any
+// other the tests above speak.
+TEST_F(ProbesTest, KnowsTheKernelAtHand) {
+  utsname kernel = {};
+  ASSERT_EQ(uname(&kernel), 0);
+  if (std::string(kernel.release).rfind("6.18.44", 0) != 0) {
+    GTEST_SKIP() << "known of 6.18.44 only, this is " << kernel.release;
+  }
+  const ProbeReport report = RunProbes(ProbeScope::kAll).value();
+  const auto degraded = [&](const char* name, const char* word) {
+    const ProbeView* row = report.Find(name);
+    ASSERT_NE(row, nullptr) << name;
+    EXPECT_EQ(row->verdict, kProbeDegraded) << name << ": " << row->happened;
+    EXPECT_THAT(row->means, HasSubstr(word)) << name;
+  };
+  degraded("fionread_counts_tcp_bytes", "FIONREAD regression (commit 929e30f93125)");
+  degraded("fionread_counts_both", "one of two queues");
+  degraded("disconnect_leaves_map", "the missing unhash");
+  degraded("disconnect_drops_unread", "the missing unhash");
+  degraded("listen_refused", "reversed in 5.7");
+  degraded("blocked_recv_sees_reset", "EAGAIN");
+  degraded("blocked_recv_sees_shutdown", "EAGAIN");
+  degraded("send_then_recv_after_reset", "twice");
+  for (const char* name :
+       {"fionread_counts_redirected", "ipv6_protos", "only_connected_join",
+        "release_drops_programs", "netns_cookie_in_sk_msg", "rdonly_cast_in_sk_msg", "sk_msg_link",
+        "tp_btf_sock_recv_length", "tp_btf_sys_enter", "iter_tcp_enters_sockhash"}) {
+    EXPECT_EQ(report.Find(name)->verdict, kProbeOk) << name << ": " << report.Find(name)->happened;
+  }
+  const EngineDecision decision = Choose(EngineChoice::kAuto, report, false).value();
+  EXPECT_FALSE(decision.fionread_counts_tcp_bytes);
+  EXPECT_THAT(decision.detail, HasSubstr("929e30f93125"));
+}
+
+// A sock_ops program of somebody else, on a cgroup of ours.
+class Stranger {
+ public:
+  Stranger()
+      : cgroup_(absl::StrCat(MountOf("cgroup2"), "/shunt-probes-test-", getpid())),
+        made_(mkdir(cgroup_.c_str(), 0700) == 0),
+        directory_(open(cgroup_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
+    const std::array<struct bpf_insn, 2> pass = {{
+        {BPF_ALU64 | BPF_MOV | BPF_K, BPF_REG_0, 0, 0, 1},
+        {BPF_JMP | BPF_EXIT, 0, 0, 0, 0},
+    }};
+    program_.Reset(bpf_prog_load(BPF_PROG_TYPE_SOCK_OPS, "stranger", "GPL", pass.data(),
+                                 pass.size(), nullptr));
+    link_.Reset(bpf_link_create(program_.get(), directory_.get(), BPF_CGROUP_SOCK_OPS, nullptr));
+  }
+  ~Stranger() {
+    link_.Reset();
+    directory_.Reset();
+    if (made_) {
+      rmdir(cgroup_.c_str());
+    }
+  }
+  Stranger(const Stranger&) = delete;
+  Stranger& operator=(const Stranger&) = delete;
+
+  bool attached() const { return link_.valid(); }
+  const std::string& cgroup() const { return cgroup_; }
+
+ private:
+  const std::string cgroup_;
+  const bool made_;
+  UniqueFd directory_;
+  UniqueFd program_;
+  UniqueFd link_;
+};
+
+TEST_F(ProbesTest, NamesOtherOwners) {
+  if (MountOf("cgroup2").empty()) {
+    GTEST_SKIP() << "needs a cgroup v2 mount";
+  }
+  const Stranger stranger;
+  ASSERT_TRUE(stranger.attached());
+  ProbeOptions options;
+  options.cgroups = {stranger.cgroup()};
+  const ProbeReport report = RunProbes(options).value();
+  for (const char* name : {"sock_ops_owners", "sockmap_owners"}) {
+    EXPECT_EQ(report.Find(name)->verdict, kProbeDegraded) << name;
+    EXPECT_THAT(report.Find(name)->happened, HasSubstr("stranger (id ")) << name;
+  }
+  EXPECT_THAT(report.Find("sock_ops_owners")->happened, HasSubstr(stranger.cgroup()));
+}
+
+// A pod's cgroup that has gone is no reason to say nothing of the others.
+TEST_F(ProbesTest, ACgroupThatIsNotThereIsSaid) {
+  if (MountOf("cgroup2").empty()) {
+    GTEST_SKIP() << "needs a cgroup v2 mount";
+  }
+  ProbeOptions options;
+  options.cgroups = {"/nowhere"};
+  EXPECT_THAT(RunProbes(options).value().Find("sock_ops_owners")->happened,
+              AnyOf(HasSubstr("some could not be asked"), HasSubstr("(id ")));
+}
+
 TEST_F(ProbesTest, EssentialRowsAreASubsetInTheSameOrder) {
   const ProbeReport few = RunProbes(ProbeScope::kEssential).value();
   const ProbeReport all = RunProbes(ProbeScope::kAll).value();
   ASSERT_LT(few.rows.size(), all.rows.size());
-  for (size_t i = 0; i < few.rows.size(); ++i) {
-    EXPECT_EQ(few.rows[i].name, all.rows[i].name);
-    EXPECT_EQ(few.rows[i].verdict, all.rows[i].verdict) << few.rows[i].name;
+  auto after = all.rows.begin();
+  for (const ProbeView& row : few.rows) {
+    const auto same = std::find_if(after, all.rows.end(),
+                                   [&](const ProbeView& other) { return other.name == row.name; });
+    ASSERT_NE(same, all.rows.end()) << row.name;
+    EXPECT_EQ(row.verdict, same->verdict) << row.name;
+    after = same + 1;
   }
   EXPECT_EQ(few.rmem_is_charged, all.rmem_is_charged);
 }
@@ -315,12 +460,18 @@ TEST_F(ProbesTest, TwentyRunsAgreeAndLeaveNothingBehind) {
     const ProbeReport report = RunProbes(ProbeScope::kAll).value();
     ASSERT_EQ(report.rows.size(), first.rows.size());
     for (size_t i = 0; i < report.rows.size(); ++i) {
-      EXPECT_EQ(report.rows[i].verdict, first.rows[i].verdict)
+      EXPECT_TRUE(Agree(report.rows[i], first.rows[i]))
           << "round " << round << ", " << report.rows[i].name << ": " << report.rows[i].happened;
     }
   }
 
   EXPECT_EQ(LinksIn("/proc/self/fd"), descriptors);
+  if (const std::string cgroups = MountOf("cgroup2"); !cgroups.empty()) {
+    const std::string own = absl::StrCat("shunt-doctor-", getpid(), "-");
+    for (const auto& entry : std::filesystem::directory_iterator(cgroups)) {
+      EXPECT_NE(entry.path().filename().string().rfind(own, 0), 0u) << entry.path();
+    }
+  }
   EXPECT_EQ(NetworkNamespaces(), namespaces);
   for (const __u32 id : Lasting(bpf_map_get_next_id, maps)) {
     EXPECT_FALSE(IsOurMap(id)) << "map " << id;
@@ -342,7 +493,7 @@ TEST_F(ProbesTest, StartIsNotHeldUp) {
     return best;
   };
   EXPECT_LT(best_of_five(ProbeScope::kEssential), std::chrono::milliseconds(300));
-  EXPECT_LT(best_of_five(ProbeScope::kAll), std::chrono::seconds(3));
+  EXPECT_LT(best_of_five(ProbeScope::kAll), std::chrono::seconds(5));
 }
 
 TEST_F(ProbesTest, TwoRunsAtOnceDoNotDisturbEachOther) {
@@ -353,18 +504,20 @@ TEST_F(ProbesTest, TwoRunsAtOnceDoNotDisturbEachOther) {
   thread.join();
   ASSERT_EQ(one.rows.size(), other.rows.size());
   for (size_t i = 0; i < one.rows.size(); ++i) {
-    EXPECT_EQ(one.rows[i].verdict, other.rows[i].verdict) << one.rows[i].name;
+    EXPECT_TRUE(Agree(one.rows[i], other.rows[i]))
+        << one.rows[i].name << ": " << one.rows[i].happened << "; " << other.rows[i].happened;
   }
 }
 
 // An agent in a pod.
 TEST_F(ProbesTest, WithoutSysAdminTheOwnLoopbackServes) {
   const ProbeReport full = RunProbes(ProbeScope::kAll).value();
-  const ProbeReport report = RunWithout({CAP_SYS_ADMIN});
+  const ProbeReport report = ProbeWithout({CAP_SYS_ADMIN});
   EXPECT_FALSE(report.scratch_netns);
   EXPECT_THAT(report.Find("programs_load")->happened, HasSubstr("own network namespace"));
   for (const ProbeView& row : report.rows) {
-    if (row.name != "release_drops_programs" && row.name.find("ipv6") == std::string::npos &&
+    if (IsSteady(row) && row.name != "release_drops_programs" &&
+        row.name.find("ipv6") == std::string::npos &&
         row.name.find("mapped") == std::string::npos) {
       EXPECT_EQ(row.verdict, full.Find(row.name)->verdict) << row.name << ": " << row.happened;
     }
@@ -375,10 +528,15 @@ TEST_F(ProbesTest, NamesTheMissingCapability) {
   const std::pair<int, const char*> needed[] = {
       {CAP_BPF, "CAP_BPF"}, {CAP_NET_ADMIN, "CAP_NET_ADMIN"}, {CAP_PERFMON, "CAP_PERFMON"}};
   for (const auto& [capability, name] : needed) {
-    const ProbeReport report = RunWithout({CAP_SYS_ADMIN, capability});
+    const ProbeReport report = ProbeWithout({CAP_SYS_ADMIN, capability});
     const ProbeView* row = report.Find("programs_load");
     EXPECT_EQ(row->verdict, kProbeFatal) << name;
     EXPECT_THAT(row->to_do, HasSubstr(name));
+    const ProbeView* own = report.Find(absl::AsciiStrToLower(name));
+    ASSERT_NE(own, nullptr) << name;
+    EXPECT_EQ(own->verdict, kProbeFatal) << name << ": " << own->happened;
+    EXPECT_THAT(own->happened, HasSubstr("not held"));
+    EXPECT_THAT(own->to_do, HasSubstr(name));
     for (const auto& [held, other] : needed) {
       if (held != capability) {
         EXPECT_THAT(row->to_do, Not(HasSubstr(other)));
