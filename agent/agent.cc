@@ -100,8 +100,7 @@ absl::Status Agent::ChooseEngine(const AgentOptions& options, const AgentConfig&
     datapath_options.bpffs = config.bpffs;
     datapath_options.max_pairs = options.max_pairs;
     datapath_options.rmem_is_charged = report.rmem_is_charged;
-    const ProbeView* fionread = report.Find("fionread_counts_tcp_bytes");
-    datapath_options.fionread_counts_tcp = fionread != nullptr && fionread->verdict == kProbeOk;
+    datapath_options.fionread_counts_tcp = decision.fionread_counts_tcp_bytes;
     datapath_options.memory_path =
         (std::filesystem::path(config.admin_socket).parent_path() / "workloads.json").string();
     SHUNT_ASSIGN_OR_RETURN(datapath, BpfDatapath::Open(datapath_options), "");
