@@ -116,7 +116,7 @@ struct socket {
 
 struct file {
 	void *private_data;
-	void *f_op;
+	unsigned int f_flags;
 };
 
 struct fdtable {
@@ -135,11 +135,12 @@ struct task_struct {
 /* The arguments of a system call. */
 #if defined(__TARGET_ARCH_x86)
 struct pt_regs {
-	unsigned long di, si, dx;
+	unsigned long di, si, dx, r10;
 };
 #define CALL_ARGUMENT_1(registers) ((registers)->di)
 #define CALL_ARGUMENT_2(registers) ((registers)->si)
 #define CALL_ARGUMENT_3(registers) ((registers)->dx)
+#define CALL_ARGUMENT_4(registers) ((registers)->r10)
 #elif defined(__TARGET_ARCH_arm64)
 struct pt_regs {
 	__u64 regs[31];
@@ -147,6 +148,7 @@ struct pt_regs {
 #define CALL_ARGUMENT_1(registers) ((registers)->regs[0])
 #define CALL_ARGUMENT_2(registers) ((registers)->regs[1])
 #define CALL_ARGUMENT_3(registers) ((registers)->regs[2])
+#define CALL_ARGUMENT_4(registers) ((registers)->regs[3])
 #endif
 
 struct seq_file;

@@ -37,8 +37,6 @@ struct shunt_socket_state {
 	__u32 user_keepalive; /* what the program had set */
 	__u32 user_keepalive_time; /* jiffies; 0: never set */
 	__u32 ready; /* to leave, as soon as the other end is too */
-	__u32 blocking_reader; /* thread id, while watched */
-	__u32 blocking_writer;
 	__u64 half_closes; /* only ever added to: a barrier, see on_half_close() */
 };
 
@@ -112,8 +110,9 @@ struct {
  * call that names a descriptor is told to be one of theirs. */
 struct shunt_watched {
 	__u64 socket_cookie;
-	struct shunt_end_key self;
 	struct shunt_workload_key workload;
+	__u32 blocking_reader; /* the last thread that did, by its id */
+	__u32 blocking_writer;
 };
 
 struct {

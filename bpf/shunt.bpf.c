@@ -192,7 +192,6 @@ static __always_inline __u32 join(struct bpf_sock_ops *ops, struct bpf_sock *sk,
 	if (state->watched) {
 		struct shunt_watched watch = {
 			.socket_cookie = end.socket_cookie,
-			.self = *key,
 			.workload = *workload,
 		};
 		bpf_map_update_elem(&watched, &end.tcp_sock, &watch, BPF_ANY);

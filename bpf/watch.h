@@ -40,16 +40,18 @@
 #define TCP_ULP 31
 #define TCP_INQ 36
 
+/* System calls, and which of their arguments is the descriptor. */
 #if defined(__TARGET_ARCH_x86)
-#define NR_SPLICE 275
-#define NR_IOCTL 16
+enum { NR_READ = 0, NR_WRITE = 1, NR_IOCTL = 16, NR_READV = 19, NR_WRITEV = 20, NR_SENDTO = 44,
+       NR_RECVFROM = 45, NR_SENDMSG = 46, NR_RECVMSG = 47, NR_SPLICE = 275 };
 #elif defined(__TARGET_ARCH_arm64)
-#define NR_SPLICE 76
-#define NR_IOCTL 29
+enum { NR_IOCTL = 29, NR_READ = 63, NR_WRITE = 64, NR_READV = 65, NR_WRITEV = 66, NR_SPLICE = 76,
+       NR_SENDTO = 206, NR_RECVFROM = 207, NR_SENDMSG = 211, NR_RECVMSG = 212 };
 #else
 #error "system call numbers of this architecture are missing"
 #endif
 #define FIONREAD 0x541b
+#define O_NONBLOCK 04000
 
 static __always_inline void report_workload(const struct shunt_workload_key *key, __u32 reason,
 					    __u32 hazards, bool urgent)
@@ -171,15 +173,6 @@ static __always_inline void note_receive(struct shunt_socket_state *state)
 		report_workload(&key, SHUNT_EXIT_WORKLOAD_CLEAN, 0, false);
 }
 
-/* A thread that is blocked in recv() on an enrolled socket returns with EAGAIN when
- * another one's blocked send() gets room: tcp_msg_wait_data() waits once. */
-static __always_inline void note_threads(struct shunt_socket_state *state)
-{
-	if (state->blocking_reader && state->blocking_writer &&
-	    state->blocking_reader != state->blocking_writer)
-		note_hazard(state, SHUNT_HAZARD_TWO_THREADS);
-}
-
 /* Kernel 6.3 (6e6eda44b939): at the end of every receive. */
 SEC("tp_btf/sock_recv_length")
 int BPF_PROG(shunt_sock_recv_length, struct sock *sk, int result, int flags)
@@ -193,10 +186,6 @@ int BPF_PROG(shunt_sock_recv_length, struct sock *sk, int result, int flags)
 		note_hazard(state, SHUNT_HAZARD_TRUNC);
 	if (flags & MSG_OOB)
 		note_hazard(state, SHUNT_HAZARD_OOB);
-	if (!(flags & MSG_DONTWAIT)) {
-		state->blocking_reader = (__u32)bpf_get_current_pid_tgid();
-		note_threads(state);
-	}
 	if (result > 0 && !(flags & MSG_PEEK))
 		note_receive(state);
 	return 0;
@@ -212,51 +201,97 @@ int BPF_PROG(shunt_sock_send_length, struct sock *sk, int result, int flags)
 		note_hazard(state, SHUNT_HAZARD_OOB);
 	if (flags & MSG_ZEROCOPY)
 		note_hazard(state, SHUNT_HAZARD_ZEROCOPY);
-	if (!(flags & MSG_DONTWAIT)) {
-		state->blocking_writer = (__u32)bpf_get_current_pid_tgid();
-		note_threads(state);
-	}
 	return 0;
 }
 
-/* The socket behind a descriptor of this task, or 0. Whether it is a socket is
- * told by its pointing back at its file. */
-static __always_inline struct sock *socket_behind(unsigned int fd)
+/* The file behind a descriptor of this task, or 0. */
+static __always_inline struct file *file_behind(unsigned int fd)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
 	struct fdtable *table = BPF_CORE_READ(task, files, fdt);
-	if (!table || fd >= BPF_CORE_READ(table, max_fds))
-		return 0;
-	struct file **files = BPF_CORE_READ(table, fd);
 	struct file *file = 0;
-	bpf_probe_read_kernel(&file, sizeof(file), files + fd);
+	if (table && fd < BPF_CORE_READ(table, max_fds)) {
+		struct file **files = BPF_CORE_READ(table, fd);
+		bpf_probe_read_kernel(&file, sizeof(file), files + fd);
+	}
+	return file;
+}
+
+/* If it is a socket (then that points back at the file) and watched. Its state
+ * cannot be reached from here: the program of its next message finds the verdict,
+ * the agent the event. */
+static __always_inline struct shunt_watched *watch_of(struct file *file)
+{
 	struct socket *socket = file ? BPF_CORE_READ(file, private_data) : 0;
 	if (!socket || BPF_CORE_READ(socket, file) != file)
 		return 0;
-	return BPF_CORE_READ(socket, sk);
+	struct sock *sk = BPF_CORE_READ(socket, sk);
+	__u64 address = (__u64)sk;
+	struct shunt_watched *watch = bpf_map_lookup_elem(&watched, &address);
+	if (!watch ||
+	    watch->socket_cookie != (__u64)BPF_CORE_READ(sk, __sk_common.skc_cookie.counter))
+		return 0;
+	return watch;
 }
 
 static __always_inline void note_call(unsigned int fd, __u32 hazard)
 {
-	struct sock *sk = socket_behind(fd);
-	__u64 address = (__u64)sk;
-	struct shunt_watched *watch = sk ? bpf_map_lookup_elem(&watched, &address) : 0;
-	if (!watch || watch->socket_cookie != (__u64)BPF_CORE_READ(sk, __sk_common.skc_cookie.counter))
+	struct shunt_watched *watch = watch_of(file_behind(fd));
+	if (watch)
+		remember_hazard(&watch->workload, hazard);
+}
+
+/* A thread that is blocked in recv() on an enrolled socket returns with EAGAIN when
+ * another one's blocked send() gets room: tcp_msg_wait_data() waits once. */
+static __always_inline void note_blocking(unsigned int fd, bool reads, unsigned int flags)
+{
+	struct file *file = file_behind(fd);
+	struct shunt_watched *watch = watch_of(file);
+	if (!watch || (flags & MSG_DONTWAIT) || (BPF_CORE_READ(file, f_flags) & O_NONBLOCK))
 		return;
-	/* Its state cannot be reached from here. The program of its next message
-	 * finds the verdict, the agent the event. */
-	remember_hazard(&watch->workload, hazard);
+	__u32 thread = (__u32)bpf_get_current_pid_tgid();
+	if (reads)
+		watch->blocking_reader = thread;
+	else
+		watch->blocking_writer = thread;
+	if (watch->blocking_reader && watch->blocking_writer &&
+	    watch->blocking_reader != watch->blocking_writer)
+		remember_hazard(&watch->workload, SHUNT_HAZARD_TWO_THREADS);
 }
 
 SEC("tp_btf/sys_enter")
 int BPF_PROG(shunt_sys_enter, struct pt_regs *registers, long call)
 {
-	if (call == NR_SPLICE) {
-		note_call(CALL_ARGUMENT_1(registers), SHUNT_HAZARD_SPLICE);
+	unsigned int fd = CALL_ARGUMENT_1(registers);
+	switch (call) {
+	case NR_READ:
+	case NR_READV:
+		note_blocking(fd, true, 0);
+		break;
+	case NR_RECVFROM:
+		note_blocking(fd, true, CALL_ARGUMENT_4(registers));
+		break;
+	case NR_RECVMSG:
+		note_blocking(fd, true, CALL_ARGUMENT_3(registers));
+		break;
+	case NR_WRITE:
+	case NR_WRITEV:
+		note_blocking(fd, false, 0);
+		break;
+	case NR_SENDTO:
+		note_blocking(fd, false, CALL_ARGUMENT_4(registers));
+		break;
+	case NR_SENDMSG:
+		note_blocking(fd, false, CALL_ARGUMENT_3(registers));
+		break;
+	case NR_SPLICE:
+		note_call(fd, SHUNT_HAZARD_SPLICE);
 		note_call(CALL_ARGUMENT_3(registers), SHUNT_HAZARD_SPLICE);
-	} else if (call == NR_IOCTL && !fionread_counts_tcp &&
-		   CALL_ARGUMENT_2(registers) == FIONREAD) {
-		note_call(CALL_ARGUMENT_1(registers), SHUNT_HAZARD_FIONREAD);
+		break;
+	case NR_IOCTL:
+		if (!fionread_counts_tcp && CALL_ARGUMENT_2(registers) == FIONREAD)
+			note_call(fd, SHUNT_HAZARD_FIONREAD);
+		break;
 	}
 	return 0;
 }
