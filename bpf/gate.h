@@ -159,8 +159,9 @@ SHUNT_INLINE enum shunt_exit shunt_reason_to_leave(enum shunt_exit exit, int tur
  *   section) and this socket has only its own and its psock's reference;
  * - very probably: if this socket has no more than those and one per armed
  *   timer. sk_reset_timer() arms first and takes the reference after, so a look
- *   in between counts one too few; such looks must come SHUNT_QUIET_LOOKS times
- *   in a row, at different times, with this socket not locked by a program.
+ *   in between counts one too few; SHUNT_QUIET_LOOKS more of such looks are
+ *   needed than of others, at different times, with this socket not locked by a
+ *   program.
  *   Needed where a reader is blocked at the other end and a timer is on here:
  *   both exact signs are absent for as long as that lasts.
  * The references must be read before the queue: a message that is queued after
@@ -184,7 +185,7 @@ struct shunt_leave_view {
 enum shunt_leave {
 	SHUNT_STAY = 0,
 	SHUNT_LEAVE = 1,
-	SHUNT_LEAVE_IF_QUIET = 2, /* if so SHUNT_QUIET_LOOKS times in a row */
+	SHUNT_LEAVE_IF_QUIET = 2, /* if so again and again: SHUNT_QUIET_LOOKS */
 };
 
 SHUNT_INLINE enum shunt_leave shunt_may_leave(const struct shunt_leave_view *view)

@@ -72,7 +72,10 @@ static __always_inline bool may_leave_now(struct sock *sk, struct shunt_socket_s
 			state->quiet_looks++;
 		return state->quiet_looks >= SHUNT_QUIET_LOOKS;
 	default:
-		state->quiet_looks = 0;
+		/* Not back to zero: a packet on its way in holds a reference too. With
+		 * a message in flight hardly any look is quiet. */
+		if (state->quiet_looks)
+			state->quiet_looks--;
 		return false;
 	}
 }

@@ -29,7 +29,7 @@ struct shunt_socket_state {
 	__u32 server_port; /* host byte order */
 	__u32 joined; /* its key is in the sockhash */
 	__u32 gate_closed;
-	__u32 quiet_looks; /* looks in a row at which it probably could leave */
+	__u32 quiet_looks; /* looks at which it probably could leave, less others */
 	__u32 watched; /* enum shunt_watch */
 	__u32 turn; /* in `turns`; the client learns it with its peer */
 	__u32 one_way; /* see shunt_reason_to_leave() */
