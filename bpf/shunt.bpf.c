@@ -31,7 +31,6 @@ char LICENSE[] SEC("license") = "GPL";
 
 #define AF_INET 2
 #define AF_INET6 10
-#define NANOSECONDS 1000000000ULL
 #define E2BIG 7
 #define EBUSY 16
 #define EEXIST 17
@@ -524,12 +523,14 @@ static __always_inline void meet_peer(struct shunt_socket_state *state,
 }
 
 /* Is the workload still to be watched? */
-static __always_inline bool is_watched(struct shunt_socket_state *state)
+static __always_inline bool is_watched(struct shunt_socket_state *state, __u64 now_ns)
 {
 	struct shunt_workload_key key = workload_of(state);
 	struct shunt_workload *workload = bpf_map_lookup_elem(&workloads, &key);
 	if (workload && workload->state == SHUNT_WORKLOAD_CLEAN)
 		state->watched = SHUNT_WAS_WATCHED;
+	else if (workload && workload->state == SHUNT_WORKLOAD_WATCHED)
+		ask_to_watch(&key, now_ns);
 	return state->watched == SHUNT_IS_WATCHED;
 }
 
@@ -569,7 +570,7 @@ static __always_inline int pass_or_redirect(struct sk_msg_md *msg, const bool di
 				 sk->state == BPF_TCP_CLOSE_WAIT) &&
 				!(own->sk_shutdown & SEND_SHUTDOWN),
 		.gate_closed = state->gate_closed,
-		.watched = state->watched == SHUNT_IS_WATCHED && is_watched(state),
+		.watched = state->watched == SHUNT_IS_WATCHED && is_watched(state, now_ns),
 		.own_ulp = ((struct inet_connection_sock *)tp)->icsk_ulp_ops != 0,
 		.message_bytes = msg->size,
 		.tcp_idle_seconds = (now_ns - state->last_tcp_ns) / NANOSECONDS,

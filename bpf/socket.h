@@ -15,6 +15,8 @@
 #define SEND_SHUTDOWN 2
 #define SHUTDOWN_MASK 3
 
+#define NANOSECONDS 1000000000ULL
+
 #define SOL_SOCKET 1
 #define SOL_TCP 6
 

@@ -16,9 +16,10 @@
 
 #include <bpf/bpf_tracing.h>
 
-/* A workload is clean after so many receives at each end, or in all. */
-#define SHUNT_WATCHED_RECEIVES 4
-#define SHUNT_WATCHED_RECEIVES_IN_ALL 16
+/* A workload is clean after so many receives at each end, or in all: more than a
+ * TLS handshake needs, after which a program may ask for kTLS. */
+#define SHUNT_WATCHED_RECEIVES 8
+#define SHUNT_WATCHED_RECEIVES_IN_ALL 32
 
 #define MSG_OOB 1
 #define MSG_PEEK 2
@@ -80,6 +81,19 @@ static __always_inline struct shunt_workload *know_workload(const struct shunt_w
 	if (!bpf_map_update_elem(&workloads, key, &fresh, BPF_NOEXIST))
 		report_workload(key, SHUNT_EXIT_WORKLOAD_NEW, 0, true);
 	return bpf_map_lookup_elem(&workloads, key);
+}
+
+/* A new workload sends: if nobody watches, asks the agent to, once a second. */
+static __u64 asked_ns;
+
+static __always_inline void ask_to_watch(const struct shunt_workload_key *key, __u64 now_ns)
+{
+	__u32 zero = 0;
+	struct shunt_meta *node = bpf_map_lookup_elem(&meta, &zero);
+	if (!node || node->watching || now_ns - asked_ns < NANOSECONDS)
+		return;
+	asked_ns = now_ns;
+	report_workload(key, SHUNT_EXIT_WORKLOAD_UNSEEN, 0, true);
 }
 
 /* The next connection of this workload is not enrolled. */

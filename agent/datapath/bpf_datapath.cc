@@ -179,7 +179,8 @@ absl::Status BpfDatapath::CreateKernelSide() {
                       BPF_SK_MSG_VERDICT, 0) != 0) {
     return ErrnoStatus(errno, "attaching sk_msg program to the sockhash");
   }
-  const struct shunt_meta meta = {.abi_version = SHUNT_ABI_VERSION, .next_pod = 1};
+  const struct shunt_meta meta = {
+      .abi_version = SHUNT_ABI_VERSION, .next_pod = 1, .watching = 0, .zero = 0};
   if (bpf_map_update_elem(bpf_map__fd(skeleton_->maps.meta), &kOnly, &meta, BPF_ANY) != 0) {
     return ErrnoStatus(errno, "writing meta map");
   }
@@ -202,6 +203,7 @@ absl::Status BpfDatapath::AdoptKernelSide() {
   SHUNT_RETURN_IF_ERROR(Load(/*adopt=*/true), "");
   SHUNT_RETURN_IF_ERROR(AdoptPrograms(), "");
   SHUNT_RETURN_IF_ERROR(AdoptLinks(), "");
+  Watch();  // an earlier agent's tracepoints went with it
   return FindLeavingPairs();
 }
 
@@ -701,7 +703,8 @@ absl::Status BpfDatapath::DrainEvents(const std::function<void(const shunt_event
 void BpfDatapath::TakeNote(const shunt_event& event) {
   if (event.kind == SHUNT_EVENT_LEAVING) {
     leaver_.Add(event.key);
-  } else if (event.kind == SHUNT_EVENT_WORKLOAD && event.reason == SHUNT_EXIT_WORKLOAD_NEW) {
+  } else if (event.kind == SHUNT_EVENT_WORKLOAD && (event.reason == SHUNT_EXIT_WORKLOAD_NEW ||
+                                                    event.reason == SHUNT_EXIT_WORKLOAD_UNSEEN)) {
     Watch();
   } else if (event.kind == SHUNT_EVENT_WORKLOAD) {
     judged_.push_back({event.pod, event.port});
@@ -761,6 +764,16 @@ void BpfDatapath::Watch() {
     log::Error("new workloads stay on TCP: they cannot be watched",
                {{"reason", "no_tracepoints"}, {"err", std::string(status.message())}});
   }
+  SayWatching();
+}
+
+void BpfDatapath::SayWatching() {
+  const int fd = bpf_map__fd(skeleton_->maps.meta);
+  struct shunt_meta meta = {};
+  if (bpf_map_lookup_elem(fd, &kOnly, &meta) == 0 && meta.watching != watcher_->attached()) {
+    meta.watching = watcher_->attached();
+    bpf_map_update_elem(fd, &kOnly, &meta, BPF_EXIST);
+  }
 }
 
 void BpfDatapath::LeaveWorkload(const shunt_workload_key& workload) {
@@ -800,7 +813,9 @@ std::optional<std::chrono::microseconds> BpfDatapath::Tend() {
     events_lost_ = *lost;
   }
   std::optional<Microseconds> next = leaver_.Step(Leaver::Clock::now());
-  if (const auto watch = watcher_->Step(Watcher::Clock::now()); watch.has_value()) {
+  const auto watch = watcher_->Step(Watcher::Clock::now());
+  SayWatching();
+  if (watch.has_value()) {
     const auto until = std::chrono::ceil<Microseconds>(*watch);
     next = next.has_value() ? std::min(*next, until) : until;
   }

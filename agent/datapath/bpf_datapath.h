@@ -136,6 +136,7 @@ class BpfDatapath : public Datapath, private LeavingPairs {
   void RememberWorkload(const shunt_workload_key& key);
   absl::StatusOr<uint64_t> ReadExit(uint32_t exit) const;
   void Watch();
+  void SayWatching();
 
   Pins pins_;
   BpfDatapathOptions options_;

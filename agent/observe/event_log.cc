@@ -96,6 +96,8 @@ EventLog::Verdict EventLog::JudgeWorkload(uint32_t reason) {
   switch (reason) {
     case SHUNT_EXIT_WORKLOAD_NEW:
       return {log::Level::kInfo, "workload is new: on TCP while it is watched"};
+    case SHUNT_EXIT_WORKLOAD_UNSEEN:
+      return {log::Level::kDebug, "workload is still new: to be watched"};
     case SHUNT_EXIT_WORKLOAD_CLEAN:
       return {log::Level::kInfo, "workload is clean: its connections are accelerated"};
     default:

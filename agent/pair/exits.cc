@@ -85,6 +85,7 @@ ExitClass ClassOf(uint32_t exit) {
     case SHUNT_EXIT_RESCUE_ARMED:
     case SHUNT_EXIT_RESCUE_WOKE:
     case SHUNT_EXIT_WORKLOAD_NEW:
+    case SHUNT_EXIT_WORKLOAD_UNSEEN:
     case SHUNT_EXIT_WORKLOAD_CLEAN:
     case SHUNT_EXIT_WORKLOAD_HAZARD:
       return ExitClass::kAgent;

@@ -117,6 +117,7 @@ struct shunt_policy {
 	X(LEAVING_HAZARD, "hazard", "a program did what a redirected socket cannot do")\
 	/* tracepoints: a new workload */                                         \
 	X(WORKLOAD_NEW, "workload_new", "first connection to this port of the pod")\
+	X(WORKLOAD_UNSEEN, "workload_unseen", "a new workload sends and nobody watches") \
 	X(WORKLOAD_CLEAN, "workload_clean", "watched, and nothing found against it")\
 	X(WORKLOAD_HAZARD, "workload_hazard", "watched, and will stay on TCP")    \
 	/* sk_msg: one per message handed to sendmsg */                           \
@@ -238,6 +239,8 @@ struct shunt_end_record {
 struct shunt_meta {
 	__u32 abi_version;
 	__u32 next_pod; /* the next pod id to allot */
+	__u32 watching; /* 1 while the tracepoints are attached */
+	__u32 zero;
 };
 
 #endif /* SHUNT_UAPI_SHUNT_H */

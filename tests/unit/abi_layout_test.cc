@@ -93,9 +93,10 @@ static_assert(offsetof(shunt_end_record, unread_bytes) == 80);
 static_assert(offsetof(shunt_end_record, state) == 84);
 static_assert(offsetof(shunt_end_record, drained) == 86);
 
-static_assert(sizeof(shunt_meta) == 8 && alignof(shunt_meta) == 4);
+static_assert(sizeof(shunt_meta) == 16 && alignof(shunt_meta) == 4);
 static_assert(offsetof(shunt_meta, abi_version) == 0);
 static_assert(offsetof(shunt_meta, next_pod) == 4);
+static_assert(offsetof(shunt_meta, watching) == 8);
 
 // Every bit of every struct belongs to a field: no padding that the compiler
 // would fill with what happens to be there.
@@ -211,7 +212,8 @@ TEST(AbiImage, Meta) {
   shunt_meta meta = {};
   meta.abi_version = 0x04030201;
   meta.next_pod = 0x08070605;
-  EXPECT_EQ(Image(meta), "0102030405060708");
+  meta.watching = 1;
+  EXPECT_EQ(Image(meta), "0102030405060708 0100000000000000");
 }
 
 // Counters are found by number in pinned maps: a number keeps its meaning.
@@ -227,10 +229,10 @@ TEST(Exits, KeepTheirNumbers) {
   EXPECT_EQ(SHUNT_EXIT_LEAVING_STREAM, 21);
   EXPECT_EQ(SHUNT_EXIT_LEAVING_HAZARD, 24);
   EXPECT_EQ(SHUNT_EXIT_WORKLOAD_NEW, 25);
-  EXPECT_EQ(SHUNT_EXIT_REDIRECTED, 28);
-  EXPECT_EQ(SHUNT_EXIT_MSG_REDIRECT_FAILED, 42);
-  EXPECT_EQ(SHUNT_EXIT_LEFT_DRAINED, 43);
-  EXPECT_EQ(SHUNT_EXIT_EVENT_LOST, 46);
+  EXPECT_EQ(SHUNT_EXIT_REDIRECTED, 29);
+  EXPECT_EQ(SHUNT_EXIT_MSG_REDIRECT_FAILED, 43);
+  EXPECT_EQ(SHUNT_EXIT_LEFT_DRAINED, 44);
+  EXPECT_EQ(SHUNT_EXIT_EVENT_LOST, 47);
 }
 
 struct ExitText {
