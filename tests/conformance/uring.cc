@@ -1,0 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tests/conformance/case.h"
+namespace shunt::conformance {
+Cases UringCases() { return {}; }
+}
