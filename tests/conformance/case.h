@@ -48,7 +48,7 @@ struct Case {
   std::function<void(int fd)> listener = {};
   std::function<void(int fd)> dialler = {};
   // After this long a run is over, and what an end was doing is its last line.
-  milliseconds patience{8000};
+  milliseconds patience{6000};
   // How often it is run on plain TCP to learn what TCP may do, and on the engine.
   int plain_runs = 4;
   int engine_runs = 3;
@@ -58,6 +58,9 @@ struct Case {
   // Empty if the machine can run it; else what is missing.
   std::function<std::string()> missing = {};
 };
+
+// "v4", "v6", "v4-mapped" or "v4-to-dual": without spaces, for names of rows.
+std::string FamilyOf(IpMode mode);
 
 using Cases = std::vector<Case>;
 

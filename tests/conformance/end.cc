@@ -287,7 +287,7 @@ void End::AwaitPeerBlocked() {
 }
 
 void End::AwaitDelivered() {
-  for (int looks = 0; looks < 1000; looks++) {
+  for (int looks = 0; looks < 150; looks++) {
     int unacknowledged = 0;
     if (ioctl(fd(), SIOCOUTQ, &unacknowledged) != 0 || unacknowledged == 0) {
       return;
@@ -385,7 +385,11 @@ void End::WarmUp() {
 
 void End::AwaitGo() {
   char go;
-  if (recv(setup_.control, &go, 1, 0) != 1) {
+  ssize_t got;
+  do {
+    got = recv(setup_.control, &go, 1, 0);
+  } while (got < 0 && errno == EINTR);
+  if (got != 1) {
     _exit(1);
   }
 }

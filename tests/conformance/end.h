@@ -117,7 +117,8 @@ class End {
   void Meet();
   // Until the other end's process sleeps inside a noted call.
   void AwaitPeerBlocked();
-  // Until TCP has nothing of mine on its way; to be followed by Meet().
+  // Until TCP has nothing of mine on its way, if the window is not closed; to be
+  // followed by Meet().
   void AwaitDelivered();
   static void Sleep(int ms);
 

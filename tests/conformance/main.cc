@@ -40,7 +40,7 @@ struct Wanted {
 };
 
 std::string FullName(const Case& test, IpMode mode) {
-  return test.name + "/" + test::ToString(mode);
+  return test.name + "/" + FamilyOf(mode);
 }
 
 std::vector<Wanted> Choose(const std::vector<std::string>& globs) {

@@ -6,6 +6,10 @@
 
 namespace shunt::conformance {
 
+std::string FamilyOf(IpMode mode) {
+  return mode == IpMode::kMixed ? "v4-to-dual" : test::ToString(mode);
+}
+
 Cases AllCases() {
   Cases all;
   for (const auto& cases :

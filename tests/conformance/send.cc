@@ -149,7 +149,7 @@ Case SendmsgBadControl() {
           [](End& end) {
             end.Meet();
             end.Await(POLLIN);
-            end.Recv(100);
+            end.Recv(100, MSG_DONTWAIT);
           }};
 }
 
@@ -383,7 +383,7 @@ Case Oob() {
             end.PollNow();
             end.Recv(10, MSG_OOB | MSG_DONTWAIT);
             end.Ioctl("SIOCATMARK", SIOCATMARK);
-            end.Recv(10);
+            end.Recv(10, MSG_DONTWAIT);
             end.Ioctl("SIOCATMARK", SIOCATMARK);
             end.Recv(10, MSG_DONTWAIT);
             end.Recv(10, MSG_OOB | MSG_DONTWAIT);
@@ -408,7 +408,7 @@ Case OobInline() {
             end.Meet();
             end.Await(POLLIN);
             end.PollNow();
-            end.Recv(10);
+            end.Recv(10, MSG_DONTWAIT);
             end.Ioctl("SIOCATMARK", SIOCATMARK);
             end.Recv(10, MSG_DONTWAIT);
             end.Meet();
@@ -485,6 +485,17 @@ size_t Fill(End& end, size_t chunk) {
   }
 }
 
+// A send() that cannot be finished. How much of it fits is not told.
+void NoteSendInto(End& end) {
+  const std::string data(8 << 20, 'x');
+  const ssize_t sent = end.Call("send into a full buffer", [&] {
+    return send(end.fd(), data.data(), data.size(), MSG_NOSIGNAL);
+  });
+  end.Note("send into a full buffer -> " + (sent < 0                                   ? ErrnoText(errno)
+                                            : sent == static_cast<ssize_t>(data.size()) ? "all of it"
+                                                                                        : "a part"));
+}
+
 Case Interrupted() {
   return {"send.interrupted", "a signal in a blocked send(): EINTR if nothing was taken",
           [](End& end) {
@@ -494,10 +505,7 @@ Case Interrupted() {
             sigaction(SIGALRM, &action, nullptr);
             const struct itimerval soon = {{0, 0}, {0, 150000}};
             setitimer(ITIMER_REAL, &soon, nullptr);
-            const std::string data(65536, 'x');
-            end.NoteResult("send with a full buffer", end.Call("send", [&] {
-              return send(end.fd(), data.data(), data.size(), MSG_NOSIGNAL);
-            }));
+            NoteSendInto(end);
             end.PollNow();
           },
           [](End& end) { (void)end; },
@@ -511,11 +519,8 @@ Case Timeout() {
             Fill(end, 65536);
             const struct timeval patience = {0, 200000};
             setsockopt(end.fd(), SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
-            const std::string data(65536, 'x');
             const Watch watch;
-            end.NoteResult("send with a full buffer", end.Call("send", [&] {
-              return send(end.fd(), data.data(), data.size(), MSG_NOSIGNAL);
-            }));
+            NoteSendInto(end);
             end.Note(watch.Class(200));
           },
           [](End& end) { (void)end; },
