@@ -48,7 +48,7 @@ struct Case {
   std::function<void(int fd)> listener = {};
   std::function<void(int fd)> dialler = {};
   // After this long a run is over, and what an end was doing is its last line.
-  milliseconds patience{6000};
+  milliseconds patience{5000};
   // How often it is run on plain TCP to learn what TCP may do, and on the engine.
   int plain_runs = 4;
   int engine_runs = 3;

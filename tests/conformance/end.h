@@ -93,15 +93,16 @@ class End {
   void Close();
   void SocketError();
   // The events within the time, of all that poll() can tell.
-  void Poll(short wanted, int timeout_ms = 3000);
+  void Poll(short wanted, int timeout_ms = 2000);
   void PollNow();
   void SetOption(const char* name, int level, int option, int value);
   int GetOption(const char* name, int level, int option, bool note = true);
   // FIONREAD, SIOCOUTQ, …
   int Ioctl(const char* name, unsigned long request, bool note = true);
 
-  // Reads in however many pieces; notes the bytes, and what kept it from all.
-  void ReadExactly(size_t size);
+  // Reads in however many pieces; notes the bytes, and what kept it from all. With
+  // `note` false only the latter.
+  bool ReadExactly(size_t size, bool note = true);
   void ReadToEnd();
 
   // ---- not noted ----
@@ -109,7 +110,7 @@ class End {
   bool SendAll(std::string_view data);
   // The next bytes of this end's own stream.
   std::string Bytes(size_t size);
-  // Waits until poll() says one of `wanted`; false, and a note, after 3 s.
+  // Waits until poll() says one of `wanted`; false, and a note, after 2 s.
   bool Await(short wanted);
 
   // ---- keeping pace with the other end ----
