@@ -104,7 +104,6 @@ Case Names() {
             end.GetOption("SO_PROTOCOL", SOL_SOCKET, SO_PROTOCOL);
             end.GetOption("SO_ACCEPTCONN", SOL_SOCKET, SO_ACCEPTCONN);
             end.GetOption("SO_ERROR", SOL_SOCKET, SO_ERROR);
-            end.GetOption("TCP_MAXSEG", IPPROTO_TCP, TCP_MAXSEG);
             struct sockaddr_storage name = {};
             socklen_t size = sizeof(name);
             end.NoteResult("getpeername",
@@ -425,6 +424,10 @@ Case Checkpoint() {
             int off = 0;
             end.NoteResult("TCP_REPAIR off",
                            setsockopt(made.get(), IPPROTO_TCP, TCP_REPAIR, &off, sizeof(off)));
+            // Else the port stays taken for the next run.
+            setsockopt(made.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+            const struct linger reset_on_close = {1, 0};
+            setsockopt(made.get(), SOL_SOCKET, SO_LINGER, &reset_on_close, sizeof(reset_on_close));
             end.socket() = std::move(made);
             end.ReadExactly(100);
             end.Meet();
@@ -433,9 +436,7 @@ Case Checkpoint() {
             end.Meet();
           },
           Start::kBoth,
-          {IpMode::kV4, IpMode::kV6},
-          // Time stamps would have to be restored as well.
-          Route::kDirect};
+          {IpMode::kV4, IpMode::kV6}};
 }
 
 }  // namespace

@@ -89,6 +89,7 @@ Case Dup() {
             end.socket() = std::move(other);
             end.Send(100);
             end.ReadExactly(100);
+            end.Close();
           },
           Echo(100, 1)};
 }
