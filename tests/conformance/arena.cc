@@ -91,8 +91,8 @@ class RunCgroup {
 class SharedRunMemory {
  public:
   SharedRunMemory()
-      : memory_(mmap(nullptr, sizeof(RunMemory), PROT_READ | PROT_WRITE,
-                     MAP_SHARED | MAP_ANONYMOUS, -1, 0)) {
+      : memory_(mmap(nullptr, sizeof(RunMemory), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS,
+                     -1, 0)) {
     if (memory_ == MAP_FAILED) {
       test::StopErrno(Where::Here(), "mapping memory", errno);
     }
@@ -136,8 +136,7 @@ bool Listen(std::array<Side, 2>& sides, Clock::time_point deadline,
             const std::function<bool()>& done) {
   std::vector<char> buffer(8192);
   while (!done()) {
-    const auto left =
-        std::chrono::duration_cast<milliseconds>(deadline - Clock::now()).count();
+    const auto left = std::chrono::duration_cast<milliseconds>(deadline - Clock::now()).count();
     struct pollfd polls[2];
     for (int i = 0; i < 2; i++) {
       polls[i] = {sides[i].gone ? -1 : sides[i].control.get(), POLLIN, 0};
@@ -252,9 +251,8 @@ Arena::Counts Arena::Look() const {
 bool Arena::IsListed(int client_port) const {
   const Json answer = agent_->Ask({"pairs"});
   const Json& pairs = answer.at("pairs");
-  return std::any_of(pairs.begin(), pairs.end(), [&](const Json& pair) {
-    return pair.at("clientPort") == client_port;
-  });
+  return std::any_of(pairs.begin(), pairs.end(),
+                     [&](const Json& pair) { return pair.at("clientPort") == client_port; });
 }
 
 Outcome Arena::RunPlain(const Case& test, IpMode mode, uint64_t seed) {
@@ -304,7 +302,8 @@ Outcome Arena::Run(test::Pod& pod, bool on_engine, const Case& test, IpMode mode
                        [&](const Side& side) { return side.gone || condition(side); });
   };
   if (test.route != Route::kOwn) {
-    Listen(sides, deadline, [&] { return both([](const Side& side) { return side.port.has_value(); }); });
+    Listen(sides, deadline,
+           [&] { return both([](const Side& side) { return side.port.has_value(); }); });
     if (on_engine && sides[0].port) {
       outcome.enrolled = IsListed(*sides[0].port);
     }
@@ -312,8 +311,9 @@ Outcome Arena::Run(test::Pod& pod, bool on_engine, const Case& test, IpMode mode
       side.Go();
     }
   }
-  const bool in_time = Listen(
-      sides, deadline, [&] { return both([](const Side& side) { return side.tcp_state.has_value(); }); });
+  const bool in_time = Listen(sides, deadline, [&] {
+    return both([](const Side& side) { return side.tcp_state.has_value(); });
+  });
   if (!in_time) {
     for (int i = 0; i < 2; i++) {
       const RunMemory::Side& side = memory.get()->sides[i];
@@ -324,7 +324,8 @@ Outcome Arena::Run(test::Pod& pod, bool on_engine, const Case& test, IpMode mode
     }
   }
   if (on_engine) {
-    const bool both_open = both([](const Side& side) { return side.tcp_state && IsOpen(*side.tcp_state); });
+    const bool both_open =
+        both([](const Side& side) { return side.tcp_state && IsOpen(*side.tcp_state); });
     if (outcome.enrolled && both_open && !IsListed(*sides[0].port)) {
       outcome.left = true;
     }

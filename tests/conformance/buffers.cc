@@ -56,10 +56,10 @@ Case Unread(size_t chunk) {
           "how much is taken in messages of " + std::to_string(chunk) + " with nobody reading",
           [chunk](End& end) {
             const uint64_t taken = Fill(end, chunk);
-            end.Note(taken >= kEndless       ? "no end: 256 MiB taken"
-                     : taken > (24u << 20)   ? "far more than TCP's buffers"
-                     : taken < chunk         ? "nothing"
-                                             : "bounded");
+            end.Note(taken >= kEndless     ? "no end: 256 MiB taken"
+                     : taken > (24u << 20) ? "far more than TCP's buffers"
+                     : taken < chunk       ? "nothing"
+                                           : "bounded");
             end.scratch(0) = taken;
             end.Meet();
             end.Meet();
@@ -72,7 +72,8 @@ Case Unread(size_t chunk) {
 }
 
 Case Tiny() {
-  return {"buffers.tiny", "SO_RCVBUF and SO_SNDBUF of 4 KiB from the start: 1 MiB goes through",
+  return {"buffers.tiny",
+          "SO_RCVBUF and SO_SNDBUF of 4 KiB from the start: 1 MiB goes through",
           [](End& end) {
             end.SendAll(end.Bytes(1 << 20));
             end.Meet();
@@ -98,7 +99,8 @@ Case Tiny() {
 }
 
 Case TinyUnread() {
-  return {"buffers.tiny_unread", "SO_RCVBUF of 4 KiB: how much a sender may be ahead of its reader",
+  return {"buffers.tiny_unread",
+          "SO_RCVBUF of 4 KiB: how much a sender may be ahead of its reader",
           [](End& end) {
             const uint64_t taken = Fill(end, 1000);
             end.Note(taken > 512 * 1024 ? "more than small buffers hold" : "bounded");
@@ -125,7 +127,8 @@ Case TinyUnread() {
 }
 
 Case ChangeLive() {
-  return {"buffers.changed_live", "SO_RCVBUF and SO_SNDBUF change while data flows",
+  return {"buffers.changed_live",
+          "SO_RCVBUF and SO_SNDBUF change while data flows",
           [](End& end) {
             for (const int size : {4096, 1 << 20, 8192, 262144}) {
               setsockopt(end.fd(), SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
@@ -152,7 +155,8 @@ Case ChangeLive() {
 }
 
 Case ZeroWindow() {
-  return {"buffers.zero_window", "the window closes, stays closed for a second, opens: all arrives in time",
+  return {"buffers.zero_window",
+          "the window closes, stays closed for a second, opens: all arrives in time",
           [](End& end) {
             end.scratch(0) = Fill(end, 16384);
             end.Meet();
@@ -173,7 +177,8 @@ Case ZeroWindow() {
 }
 
 Case SlowReader() {
-  return {"buffers.slow_reader", "a reader that takes 10 kB every few ms keeps a fast sender's order",
+  return {"buffers.slow_reader",
+          "a reader that takes 10 kB every few ms keeps a fast sender's order",
           [](End& end) {
             end.SendAll(end.Bytes(2 << 20));
             end.Shutdown(SHUT_WR);
@@ -204,8 +209,8 @@ Case SlowReader() {
 }  // namespace
 
 Cases BuffersCases() {
-  return {Unread(100), Unread(16384), Unread(1 << 20), Tiny(), TinyUnread(), ChangeLive(),
-          ZeroWindow(), SlowReader()};
+  return {Unread(100),  Unread(16384), Unread(1 << 20), Tiny(),
+          TinyUnread(), ChangeLive(),  ZeroWindow(),    SlowReader()};
 }
 
 }  // namespace shunt::conformance

@@ -32,9 +32,9 @@ struct Row {
   // if it differs, the commonest.
   std::vector<std::string> plain;
   std::vector<std::string> accelerated;
-  size_t plain_outcomes = 0;   // how many different ones TCP showed
+  size_t plain_outcomes = 0;  // how many different ones TCP showed
   size_t plain_runs = 0;
-  uint64_t handed_over = 0;    // bytes that went past TCP, of all runs
+  uint64_t handed_over = 0;  // bytes that went past TCP, of all runs
   std::vector<std::string> why;
   const KnownDifference* known = nullptr;  // set if it differs and may
   double seconds = 0;

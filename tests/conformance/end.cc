@@ -216,9 +216,8 @@ void End::ReadToEnd() {
       why = "nothing";
       break;
     }
-    const ssize_t got = Call("read to the end", [&] {
-      return recv(fd(), buffer.data(), buffer.size(), MSG_DONTWAIT);
-    });
+    const ssize_t got = Call(
+        "read to the end", [&] { return recv(fd(), buffer.data(), buffer.size(), MSG_DONTWAIT); });
     if (got > 0) {
       total += got;
       hash.Add({buffer.data(), static_cast<size_t>(got)});

@@ -74,7 +74,8 @@ Case BothHalfClose() {
 }
 
 Case ShutdownRead() {
-  return {"ending.shutdown_rd", "shutdown(SHUT_RD): what is unread, what comes later, the other way",
+  return {"ending.shutdown_rd",
+          "shutdown(SHUT_RD): what is unread, what comes later, the other way",
           [](End& end) {
             end.SetOption("TCP_NODELAY", SOL_TCP, TCP_NODELAY, 1);
             end.Send(10);
@@ -105,7 +106,8 @@ Case ShutdownRead() {
 }
 
 Case ShutdownReadBlocked() {
-  return {"ending.shutdown_rd_blocked", "shutdown(SHUT_RD) by another process wakes a blocked recv()",
+  return {"ending.shutdown_rd_blocked",
+          "shutdown(SHUT_RD) by another process wakes a blocked recv()",
           [](End& end) { end.Meet(); },
           [](End& end) {
             const pid_t child = fork();
@@ -197,7 +199,8 @@ Case CloseUnreadPartly() {
 }
 
 Case WriteAfterPeerClosed() {
-  return {"ending.write_after_peer_closed", "the peer closed: the first write succeeds, the next fails",
+  return {"ending.write_after_peer_closed",
+          "the peer closed: the first write succeeds, the next fails",
           [](End& end) {
             end.Close();
             end.Meet();
@@ -215,7 +218,8 @@ Case WriteAfterPeerClosed() {
 }
 
 Case Reset() {
-  return {"ending.linger_0", "SO_LINGER 0: the other end is reset, unread data is gone or not as in TCP",
+  return {"ending.linger_0",
+          "SO_LINGER 0: the other end is reset, unread data is gone or not as in TCP",
           [](End& end) {
             end.Send(100);
             end.AwaitDelivered();
@@ -352,7 +356,8 @@ Case PeerKilled(bool unread) {
 }
 
 Case LingerBlocks() {
-  return {"ending.linger_waits", "close with SO_LINGER 1 s and nobody reading: how long it takes",
+  return {"ending.linger_waits",
+          "close with SO_LINGER 1 s and nobody reading: how long it takes",
           [](End& end) {
             const struct linger second = {1, 1};
             setsockopt(end.fd(), SOL_SOCKET, SO_LINGER, &second, sizeof(second));

@@ -50,7 +50,8 @@ Case Behind(Route route) {
 }
 
 Case OriginalDestination() {
-  return {"handshake.original_dst", "SO_ORIGINAL_DST behind REDIRECT",
+  return {"handshake.original_dst",
+          "SO_ORIGINAL_DST behind REDIRECT",
           [](End& end) {
             end.Send(10);
             end.Meet();
@@ -69,7 +70,8 @@ Case OriginalDestination() {
 }
 
 Case DeferAccept() {
-  return {"handshake.defer_accept", "TCP_DEFER_ACCEPT: accepted when the first data has come; order kept",
+  return {"handshake.defer_accept",
+          "TCP_DEFER_ACCEPT: accepted when the first data has come; order kept",
           [](End& end) {
             end.Send("AAAA");
             end.Send("BBBB");
@@ -152,7 +154,8 @@ Case BeforeAccept(bool closes) {
 }
 
 Case ResetBeforeAccept() {
-  return {"handshake.reset_before_accept", "the client sends and resets before accept()",
+  return {"handshake.reset_before_accept",
+          "the client sends and resets before accept()",
           [](End& end) {
             end.Meet();
             end.socket() = end.Dial();
@@ -179,7 +182,8 @@ Case ResetBeforeAccept() {
 }
 
 Case NeverAccepted() {
-  return {"handshake.never_accepted", "the listener closes with the connection unaccepted",
+  return {"handshake.never_accepted",
+          "the listener closes with the connection unaccepted",
           [](End& end) {
             end.Meet();
             end.socket() = end.Dial();
@@ -203,7 +207,8 @@ Case NeverAccepted() {
 }
 
 Case ServerFirst() {
-  return {"handshake.server_first", "the server speaks first, at once after accept()",
+  return {"handshake.server_first",
+          "the server speaks first, at once after accept()",
           [](End& end) {
             end.ReadExactly(300);
             end.Send(100);
@@ -220,7 +225,8 @@ Case ServerFirst() {
 }
 
 Case FastOpen() {
-  return {"handshake.fast_open", "TCP Fast Open: cookie, then data in the SYN; talk, end",
+  return {"handshake.fast_open",
+          "TCP Fast Open: cookie, then data in the SYN; talk, end",
           [](End& end) {
             end.Meet();
             for (int i = 0; i < 3; i++) {
@@ -260,7 +266,8 @@ Case FastOpen() {
 }
 
 Case SelfConnect() {
-  return {"handshake.self_connect", "a socket that is connected to itself (simultaneous open)",
+  return {"handshake.self_connect",
+          "a socket that is connected to itself (simultaneous open)",
           [](End& end) {
             const test::Endpoint self = end.DialAddress(8085);
             end.socket().Reset(socket(self.family(), SOCK_STREAM | SOCK_CLOEXEC, 0));
@@ -291,10 +298,17 @@ Case SelfConnect() {
 Cases HandshakeCases() {
   Case fast_open = FastOpen();
   fast_open.must_enrol = false;  // data in the SYN: the engine leaves it to TCP
-  return {Behind(Route::kRedirect), Behind(Route::kTproxy), OriginalDestination(),
-          Connected(DeferAccept()), BeforeAccept(false),    BeforeAccept(true),
-          ResetBeforeAccept(),      NeverAccepted(),                  ServerFirst(),
-          fast_open,                SelfConnect()};
+  return {Behind(Route::kRedirect),
+          Behind(Route::kTproxy),
+          OriginalDestination(),
+          Connected(DeferAccept()),
+          BeforeAccept(false),
+          BeforeAccept(true),
+          ResetBeforeAccept(),
+          NeverAccepted(),
+          ServerFirst(),
+          fast_open,
+          SelfConnect()};
 }
 
 }  // namespace shunt::conformance

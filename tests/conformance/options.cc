@@ -35,25 +35,25 @@ struct tcp_info InfoOf(int fd) {
 }
 
 Case TcpInfo() {
-  return {"options.tcp_info", "TCP_INFO counts the bytes of both directions",
-          [](End& end) {
-            const struct tcp_info before = InfoOf(end.fd());
-            end.SendAll(end.Bytes(1000));
-            end.ReadExactly(2000);
-            end.AwaitDelivered();
-            const struct tcp_info after = InfoOf(end.fd());
-            end.Note("state " + std::to_string(after.tcpi_state) + ", acknowledged " +
-                     std::to_string(after.tcpi_bytes_acked - before.tcpi_bytes_acked) +
-                     ", received " +
-                     std::to_string(after.tcpi_bytes_received - before.tcpi_bytes_received) +
-                     ", segments " + (after.tcpi_segs_out > before.tcpi_segs_out ? "more" : "none"));
-            end.Meet();
-          },
-          [](End& end) {
-            end.ReadExactly(1000);
-            end.SendAll(end.Bytes(2000));
-            end.Meet();
-          }};
+  return {
+      "options.tcp_info", "TCP_INFO counts the bytes of both directions",
+      [](End& end) {
+        const struct tcp_info before = InfoOf(end.fd());
+        end.SendAll(end.Bytes(1000));
+        end.ReadExactly(2000);
+        end.AwaitDelivered();
+        const struct tcp_info after = InfoOf(end.fd());
+        end.Note("state " + std::to_string(after.tcpi_state) + ", acknowledged " +
+                 std::to_string(after.tcpi_bytes_acked - before.tcpi_bytes_acked) + ", received " +
+                 std::to_string(after.tcpi_bytes_received - before.tcpi_bytes_received) +
+                 ", segments " + (after.tcpi_segs_out > before.tcpi_segs_out ? "more" : "none"));
+        end.Meet();
+      },
+      [](End& end) {
+        end.ReadExactly(1000);
+        end.SendAll(end.Bytes(2000));
+        end.Meet();
+      }};
 }
 
 Case TcpInfoTimes() {
@@ -63,8 +63,9 @@ Case TcpInfoTimes() {
             end.SendAll(end.Bytes(10));
             end.ReadExactly(10);
             const struct tcp_info info = InfoOf(end.fd());
-            end.Note(std::string("sent ") + (info.tcpi_last_data_sent < 300 ? "just now" : "long ago") +
-                     ", received " + (info.tcpi_last_data_recv < 300 ? "just now" : "long ago"));
+            end.Note(std::string("sent ") +
+                     (info.tcpi_last_data_sent < 300 ? "just now" : "long ago") + ", received " +
+                     (info.tcpi_last_data_recv < 300 ? "just now" : "long ago"));
             end.Meet();
           },
           [](End& end) {
@@ -76,7 +77,8 @@ Case TcpInfoTimes() {
 }
 
 Case Outq() {
-  return {"options.outq", "SIOCOUTQ and SIOCOUTQNSD: 0 when all has arrived, more when nobody reads",
+  return {"options.outq",
+          "SIOCOUTQ and SIOCOUTQNSD: 0 when all has arrived, more when nobody reads",
           [](End& end) {
             end.Ioctl("SIOCOUTQ", SIOCOUTQ);
             end.SendAll(end.Bytes(100));
@@ -97,7 +99,8 @@ Case Outq() {
 }
 
 Case Names() {
-  return {"options.names", "getsockname(), getpeername(), SO_DOMAIN, SO_TYPE, SO_PROTOCOL, …",
+  return {"options.names",
+          "getsockname(), getpeername(), SO_DOMAIN, SO_TYPE, SO_PROTOCOL, …",
           [](End& end) {
             end.GetOption("SO_DOMAIN", SOL_SOCKET, SO_DOMAIN);
             end.GetOption("SO_TYPE", SOL_SOCKET, SO_TYPE);
@@ -185,9 +188,9 @@ Case Timestamps() {
 Case SendTimestamps() {
   return {"options.so_timestamping_tx", "SO_TIMESTAMPING: when sent data was acknowledged",
           [](End& end) {
-            end.SetOption("SO_TIMESTAMPING", SOL_SOCKET, SO_TIMESTAMPING,
-                          SOF_TIMESTAMPING_TX_ACK | SOF_TIMESTAMPING_SOFTWARE |
-                              SOF_TIMESTAMPING_OPT_TSONLY);
+            end.SetOption(
+                "SO_TIMESTAMPING", SOL_SOCKET, SO_TIMESTAMPING,
+                SOF_TIMESTAMPING_TX_ACK | SOF_TIMESTAMPING_SOFTWARE | SOF_TIMESTAMPING_OPT_TSONLY);
             end.Send(10);
             end.Meet();
             struct pollfd entry = {end.fd(), 0, 0};
@@ -276,9 +279,20 @@ Case KernelTls() {
     end.ReadExactly(100);
     end.Meet();
   };
-  return {"options.ktls_ulp", "TCP_ULP tls on a live connection, then data", sets, sets,
-          Start::kBoth, {IpMode::kV4, IpMode::kV6}, Route::kDirect, {}, {}, milliseconds(5000), 4,
-          3, true, NoTls};
+  return {"options.ktls_ulp",
+          "TCP_ULP tls on a live connection, then data",
+          sets,
+          sets,
+          Start::kBoth,
+          {IpMode::kV4, IpMode::kV6},
+          Route::kDirect,
+          {},
+          {},
+          milliseconds(5000),
+          4,
+          3,
+          true,
+          NoTls};
 }
 
 Case Meminfo() {
@@ -356,94 +370,97 @@ Case FilterDrops() {
 // What CRIU does: reads the queues and sequence numbers of a live socket, throws
 // it away without a word on the wire, and makes it again.
 Case Checkpoint() {
-  return {"options.checkpoint", "TCP_REPAIR: the socket is taken down and made again, then used",
-          [](End& end) {
-            end.SendAll(end.Bytes(100));
-            end.AwaitDelivered();
-            end.Meet();
-            end.Meet();
-            end.SendAll(end.Bytes(50));
-            end.ReadExactly(30);
-            end.Meet();
-          },
-          [](End& end) {
-            end.Meet();
-            end.Await(POLLIN);
-            const int fd = end.fd();
-            int on = 1;
-            end.NoteResult("TCP_REPAIR", setsockopt(fd, IPPROTO_TCP, TCP_REPAIR, &on, sizeof(on)));
-            uint32_t sequence[2];
-            std::string queue[2];
-            for (const int which : {TCP_RECV_QUEUE, TCP_SEND_QUEUE}) {
-              setsockopt(fd, IPPROTO_TCP, TCP_REPAIR_QUEUE, &which, sizeof(which));
-              socklen_t size = sizeof(uint32_t);
-              getsockopt(fd, IPPROTO_TCP, TCP_QUEUE_SEQ, &sequence[which - TCP_RECV_QUEUE], &size);
-              char data[1000];
-              const ssize_t got = recv(fd, data, sizeof(data), MSG_PEEK | MSG_DONTWAIT);
-              end.Note(std::string(which == TCP_RECV_QUEUE ? "receive" : "send") + " queue of " +
-                       std::to_string(got > 0 ? got : 0));
-              queue[which - TCP_RECV_QUEUE].assign(data, got > 0 ? got : 0);
-            }
-            struct sockaddr_storage local = {}, remote = {};
-            socklen_t size = sizeof(local), remote_size = sizeof(remote);
-            getsockname(fd, reinterpret_cast<struct sockaddr*>(&local), &size);
-            getpeername(fd, reinterpret_cast<struct sockaddr*>(&remote), &remote_size);
-            struct tcp_repair_window window = {};
-            socklen_t window_size = sizeof(window);
-            getsockopt(fd, IPPROTO_TCP, TCP_REPAIR_WINDOW, &window, &window_size);
-            const struct tcp_info info = InfoOf(fd);
-            end.socket().Reset();  // no FIN in repair mode
+  return {
+      "options.checkpoint",
+      "TCP_REPAIR: the socket is taken down and made again, then used",
+      [](End& end) {
+        end.SendAll(end.Bytes(100));
+        end.AwaitDelivered();
+        end.Meet();
+        end.Meet();
+        end.SendAll(end.Bytes(50));
+        end.ReadExactly(30);
+        end.Meet();
+      },
+      [](End& end) {
+        end.Meet();
+        end.Await(POLLIN);
+        const int fd = end.fd();
+        int on = 1;
+        end.NoteResult("TCP_REPAIR", setsockopt(fd, IPPROTO_TCP, TCP_REPAIR, &on, sizeof(on)));
+        uint32_t sequence[2];
+        std::string queue[2];
+        for (const int which : {TCP_RECV_QUEUE, TCP_SEND_QUEUE}) {
+          setsockopt(fd, IPPROTO_TCP, TCP_REPAIR_QUEUE, &which, sizeof(which));
+          socklen_t size = sizeof(uint32_t);
+          getsockopt(fd, IPPROTO_TCP, TCP_QUEUE_SEQ, &sequence[which - TCP_RECV_QUEUE], &size);
+          char data[1000];
+          const ssize_t got = recv(fd, data, sizeof(data), MSG_PEEK | MSG_DONTWAIT);
+          end.Note(std::string(which == TCP_RECV_QUEUE ? "receive" : "send") + " queue of " +
+                   std::to_string(got > 0 ? got : 0));
+          queue[which - TCP_RECV_QUEUE].assign(data, got > 0 ? got : 0);
+        }
+        struct sockaddr_storage local = {}, remote = {};
+        socklen_t size = sizeof(local), remote_size = sizeof(remote);
+        getsockname(fd, reinterpret_cast<struct sockaddr*>(&local), &size);
+        getpeername(fd, reinterpret_cast<struct sockaddr*>(&remote), &remote_size);
+        struct tcp_repair_window window = {};
+        socklen_t window_size = sizeof(window);
+        getsockopt(fd, IPPROTO_TCP, TCP_REPAIR_WINDOW, &window, &window_size);
+        const struct tcp_info info = InfoOf(fd);
+        end.socket().Reset();  // no FIN in repair mode
 
-            UniqueFd made(socket(local.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0));
-            setsockopt(made.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
-            setsockopt(made.get(), IPPROTO_TCP, TCP_REPAIR, &on, sizeof(on));
-            for (const int which : {TCP_RECV_QUEUE, TCP_SEND_QUEUE}) {
-              setsockopt(made.get(), IPPROTO_TCP, TCP_REPAIR_QUEUE, &which, sizeof(which));
-              const uint32_t start =
-                  sequence[which - TCP_RECV_QUEUE] -
-                  static_cast<uint32_t>(which == TCP_RECV_QUEUE ? queue[0].size() : queue[1].size());
-              setsockopt(made.get(), IPPROTO_TCP, TCP_QUEUE_SEQ, &start, sizeof(start));
-            }
-            end.NoteResult("bind", bind(made.get(), reinterpret_cast<struct sockaddr*>(&local), size));
-            end.NoteResult("connect", connect(made.get(), reinterpret_cast<struct sockaddr*>(&remote),
-                                              remote_size));
-            std::vector<struct tcp_repair_opt> options;
-            options.push_back({kMaxSegment, info.tcpi_snd_mss});
-            options.push_back({kWindowScale, static_cast<uint32_t>(info.tcpi_snd_wscale) |
-                                                  static_cast<uint32_t>(info.tcpi_rcv_wscale) << 16});
-            setsockopt(made.get(), IPPROTO_TCP, TCP_REPAIR_OPTIONS, options.data(),
-                       options.size() * sizeof(options[0]));
-            const int receive = TCP_RECV_QUEUE;
-            setsockopt(made.get(), IPPROTO_TCP, TCP_REPAIR_QUEUE, &receive, sizeof(receive));
-            if (!queue[0].empty()) {
-              end.NoteResult("refilling", send(made.get(), queue[0].data(), queue[0].size(), 0));
-            }
-            const int none = 0;
-            setsockopt(made.get(), IPPROTO_TCP, TCP_REPAIR_QUEUE, &none, sizeof(none));
-            setsockopt(made.get(), IPPROTO_TCP, TCP_REPAIR_WINDOW, &window, sizeof(window));
-            int off = 0;
-            end.NoteResult("TCP_REPAIR off",
-                           setsockopt(made.get(), IPPROTO_TCP, TCP_REPAIR, &off, sizeof(off)));
-            // Else the port stays taken for the next run.
-            setsockopt(made.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
-            const struct linger reset_on_close = {1, 0};
-            setsockopt(made.get(), SOL_SOCKET, SO_LINGER, &reset_on_close, sizeof(reset_on_close));
-            end.socket() = std::move(made);
-            end.ReadExactly(100);
-            end.Meet();
-            end.ReadExactly(50);
-            end.SendAll(end.Bytes(30));
-            end.Meet();
-          },
-          Start::kBoth,
-          {IpMode::kV4, IpMode::kV6}};
+        UniqueFd made(socket(local.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0));
+        setsockopt(made.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+        setsockopt(made.get(), IPPROTO_TCP, TCP_REPAIR, &on, sizeof(on));
+        for (const int which : {TCP_RECV_QUEUE, TCP_SEND_QUEUE}) {
+          setsockopt(made.get(), IPPROTO_TCP, TCP_REPAIR_QUEUE, &which, sizeof(which));
+          const uint32_t start =
+              sequence[which - TCP_RECV_QUEUE] -
+              static_cast<uint32_t>(which == TCP_RECV_QUEUE ? queue[0].size() : queue[1].size());
+          setsockopt(made.get(), IPPROTO_TCP, TCP_QUEUE_SEQ, &start, sizeof(start));
+        }
+        end.NoteResult("bind", bind(made.get(), reinterpret_cast<struct sockaddr*>(&local), size));
+        end.NoteResult("connect", connect(made.get(), reinterpret_cast<struct sockaddr*>(&remote),
+                                          remote_size));
+        std::vector<struct tcp_repair_opt> options;
+        options.push_back({kMaxSegment, info.tcpi_snd_mss});
+        options.push_back({kWindowScale, static_cast<uint32_t>(info.tcpi_snd_wscale) |
+                                             static_cast<uint32_t>(info.tcpi_rcv_wscale) << 16});
+        setsockopt(made.get(), IPPROTO_TCP, TCP_REPAIR_OPTIONS, options.data(),
+                   options.size() * sizeof(options[0]));
+        const int receive = TCP_RECV_QUEUE;
+        setsockopt(made.get(), IPPROTO_TCP, TCP_REPAIR_QUEUE, &receive, sizeof(receive));
+        if (!queue[0].empty()) {
+          end.NoteResult("refilling", send(made.get(), queue[0].data(), queue[0].size(), 0));
+        }
+        const int none = 0;
+        setsockopt(made.get(), IPPROTO_TCP, TCP_REPAIR_QUEUE, &none, sizeof(none));
+        setsockopt(made.get(), IPPROTO_TCP, TCP_REPAIR_WINDOW, &window, sizeof(window));
+        int off = 0;
+        end.NoteResult("TCP_REPAIR off",
+                       setsockopt(made.get(), IPPROTO_TCP, TCP_REPAIR, &off, sizeof(off)));
+        // Else the port stays taken for the next run.
+        setsockopt(made.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+        const struct linger reset_on_close = {1, 0};
+        setsockopt(made.get(), SOL_SOCKET, SO_LINGER, &reset_on_close, sizeof(reset_on_close));
+        end.socket() = std::move(made);
+        end.ReadExactly(100);
+        end.Meet();
+        end.ReadExactly(50);
+        end.SendAll(end.Bytes(30));
+        end.Meet();
+      },
+      Start::kBoth,
+      {IpMode::kV4, IpMode::kV6}};
 }
 
 }  // namespace
 
 Cases OptionsCases() {
-  return {TcpInfo(), TcpInfoTimes(), Outq(),    Names(),   Cookie(), Timestamps(),  SendTimestamps(),
-          Simple(),  Ulp(),          KernelTls(), Meminfo(), Filter(), FilterDrops(), Checkpoint()};
+  return {TcpInfo(),    TcpInfoTimes(),   Outq(),        Names(),     Cookie(),
+          Timestamps(), SendTimestamps(), Simple(),      Ulp(),       KernelTls(),
+          Meminfo(),    Filter(),         FilterDrops(), Checkpoint()};
 }
 
 }  // namespace shunt::conformance

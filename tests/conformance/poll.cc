@@ -312,48 +312,48 @@ Case Exclusive() {
 }
 
 Case WriteEdge() {
-  return {"poll.epoll_edge_out", "EPOLLOUT as an edge after a full buffer was read",
-          [](End& end) {
-            Epoll epoll;
-            epoll.Add(end, EPOLLOUT | EPOLLET);
-            epoll.Wait(end);
-            const std::string data(65536, 'x');
-            uint64_t sent = 0;
-            for (;;) {
-              const ssize_t got = send(end.fd(), data.data(), data.size(), MSG_DONTWAIT);
-              if (got > 0) {
-                sent += got;
-                continue;
-              }
-              struct pollfd entry = {end.fd(), POLLOUT, 0};
-              if (sent > (64u << 20) ||
-                  end.Call("fill", [&] { return poll(&entry, 1, 500); }) == 0) {
-                break;
-              }
-            }
-            struct epoll_event event;
-            (void)event;
-            epoll.Wait(end, 0);  // an edge of the filling
-            epoll.Wait(end, 50);
-            end.scratch(0) = sent;
-            end.Meet();
-            epoll.Wait(end);
-          },
-          [](End& end) {
-            end.Meet();
-            std::vector<char> buffer(65536);
-            for (uint64_t done = 0; done < end.scratch(0);) {
-              if (!end.Await(POLLIN)) {
-                break;
-              }
-              const ssize_t got = recv(end.fd(), buffer.data(), buffer.size(), MSG_DONTWAIT);
-              if (got <= 0) {
-                end.NoteResult("recv", got);
-                break;
-              }
-              done += got;
-            }
-          }};
+  return {
+      "poll.epoll_edge_out", "EPOLLOUT as an edge after a full buffer was read",
+      [](End& end) {
+        Epoll epoll;
+        epoll.Add(end, EPOLLOUT | EPOLLET);
+        epoll.Wait(end);
+        const std::string data(65536, 'x');
+        uint64_t sent = 0;
+        for (;;) {
+          const ssize_t got = send(end.fd(), data.data(), data.size(), MSG_DONTWAIT);
+          if (got > 0) {
+            sent += got;
+            continue;
+          }
+          struct pollfd entry = {end.fd(), POLLOUT, 0};
+          if (sent > (64u << 20) || end.Call("fill", [&] { return poll(&entry, 1, 500); }) == 0) {
+            break;
+          }
+        }
+        struct epoll_event event;
+        (void)event;
+        epoll.Wait(end, 0);  // an edge of the filling
+        epoll.Wait(end, 50);
+        end.scratch(0) = sent;
+        end.Meet();
+        epoll.Wait(end);
+      },
+      [](End& end) {
+        end.Meet();
+        std::vector<char> buffer(65536);
+        for (uint64_t done = 0; done < end.scratch(0);) {
+          if (!end.Await(POLLIN)) {
+            break;
+          }
+          const ssize_t got = recv(end.fd(), buffer.data(), buffer.size(), MSG_DONTWAIT);
+          if (got <= 0) {
+            end.NoteResult("recv", got);
+            break;
+          }
+          done += got;
+        }
+      }};
 }
 
 Case Rdhup() {
@@ -406,48 +406,49 @@ Case Sigio() {
 }
 
 Case WriteWithoutReader() {
-  return {"poll.out_comes_back", "POLLOUT goes away when full and comes back when read",
-          [](End& end) {
-            const std::string data(65536, 'x');
-            uint64_t sent = 0;
-            for (;;) {
-              const ssize_t got = send(end.fd(), data.data(), data.size(), MSG_DONTWAIT);
-              sent += got > 0 ? got : 0;
-              struct pollfd entry = {end.fd(), POLLOUT, 0};
-              if (sent > (64u << 20) ||
-                  end.Call("fill", [&] { return poll(&entry, 1, 500); }) == 0) {
-                break;
-              }
-            }
-            end.PollNow();
-            end.scratch(0) = sent;
-            end.Meet();
-            end.Poll(POLLOUT);
-            end.Meet();
-          },
-          [](End& end) {
-            end.Meet();
-            end.AwaitPeerBlocked();
-            std::vector<char> buffer(65536);
-            uint64_t done = 0;
-            while (done < end.scratch(0) && end.Await(POLLIN)) {
-              const ssize_t got = recv(end.fd(), buffer.data(), buffer.size(), MSG_DONTWAIT);
-              if (got <= 0) {
-                end.NoteResult("recv", got);
-                break;
-              }
-              done += got;
-            }
-            end.Note(done == end.scratch(0) ? "read all" : "lost some");
-            end.Meet();
-          }};
+  return {
+      "poll.out_comes_back", "POLLOUT goes away when full and comes back when read",
+      [](End& end) {
+        const std::string data(65536, 'x');
+        uint64_t sent = 0;
+        for (;;) {
+          const ssize_t got = send(end.fd(), data.data(), data.size(), MSG_DONTWAIT);
+          sent += got > 0 ? got : 0;
+          struct pollfd entry = {end.fd(), POLLOUT, 0};
+          if (sent > (64u << 20) || end.Call("fill", [&] { return poll(&entry, 1, 500); }) == 0) {
+            break;
+          }
+        }
+        end.PollNow();
+        end.scratch(0) = sent;
+        end.Meet();
+        end.Poll(POLLOUT);
+        end.Meet();
+      },
+      [](End& end) {
+        end.Meet();
+        end.AwaitPeerBlocked();
+        std::vector<char> buffer(65536);
+        uint64_t done = 0;
+        while (done < end.scratch(0) && end.Await(POLLIN)) {
+          const ssize_t got = recv(end.fd(), buffer.data(), buffer.size(), MSG_DONTWAIT);
+          if (got <= 0) {
+            end.NoteResult("recv", got);
+            break;
+          }
+          done += got;
+        }
+        end.Note(done == end.scratch(0) ? "read all" : "lost some");
+        end.Meet();
+      }};
 }
 
 }  // namespace
 
 Cases PollCases() {
-  return {States(),  AfterReset(), Blocked(), Select(),    Level(), Edge(), EdgeAfterAdd(),
-          OneShot(), Exclusive(),  WriteEdge(), Rdhup(), Sigio(), WriteWithoutReader()};
+  return {States(), AfterReset(),   Blocked(),           Select(),    Level(),
+          Edge(),   EdgeAfterAdd(), OneShot(),           Exclusive(), WriteEdge(),
+          Rdhup(),  Sigio(),        WriteWithoutReader()};
 }
 
 }  // namespace shunt::conformance

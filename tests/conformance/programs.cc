@@ -2,4 +2,4 @@
 #include "tests/conformance/case.h"
 namespace shunt::conformance {
 Cases ProgramCases() { return {}; }
-}
+}  // namespace shunt::conformance

@@ -54,8 +54,7 @@ Program SendsToSleeper(std::vector<size_t> sizes) {
 
 Case Peek() {
   return {"receive.peek", "MSG_PEEK: twice, more than there is, again after more came, then read",
-          SendsEach({100, 50}),
-          [](End& end) {
+          SendsEach({100, 50}), [](End& end) {
             end.Meet();
             end.Await(POLLIN);
             end.Recv(10, MSG_PEEK);
@@ -74,8 +73,7 @@ Case Peek() {
 
 Case PeekBlocked() {
   return {"receive.peek_blocked", "a blocked MSG_PEEK is woken and leaves the data",
-          SendsToSleeper({100}),
-          [](End& end) {
+          SendsToSleeper({100}), [](End& end) {
             end.Recv(40, MSG_PEEK);
             end.ReadExactly(100);
             end.Meet();
@@ -84,8 +82,7 @@ Case PeekBlocked() {
 
 Case PeekWaitall() {
   return {"receive.peek_waitall", "MSG_PEEK with MSG_WAITALL waits for all and leaves it",
-          SendsToSleeper({100, 100}),
-          [](End& end) {
+          SendsToSleeper({100, 100}), [](End& end) {
             end.Recv(200, MSG_PEEK | MSG_WAITALL);
             end.ReadExactly(200);
             end.Meet();
@@ -93,9 +90,7 @@ Case PeekWaitall() {
 }
 
 Case Trunc() {
-  return {"receive.trunc", "MSG_TRUNC throws bytes away unread",
-          SendsEach({100}),
-          [](End& end) {
+  return {"receive.trunc", "MSG_TRUNC throws bytes away unread", SendsEach({100}), [](End& end) {
             end.Meet();
             end.Await(POLLIN);
             end.NoteResult("recv 30 TRUNC into nothing",
@@ -107,9 +102,7 @@ Case Trunc() {
 }
 
 Case PeekTrunc() {
-  return {"receive.peek_trunc", "MSG_PEEK with MSG_TRUNC",
-          SendsEach({100}),
-          [](End& end) {
+  return {"receive.peek_trunc", "MSG_PEEK with MSG_TRUNC", SendsEach({100}), [](End& end) {
             end.Meet();
             end.Await(POLLIN);
             end.NoteResult("recv 30 PEEK TRUNC into nothing",
@@ -141,8 +134,7 @@ Case Waitall() {
 
 Case WaitallCallFirst() {
   return {"receive.waitall_call_first", "MSG_WAITALL: the call first, then the data in ten pieces",
-          SendsToSleeper({100, 100, 100, 100, 100, 100, 100, 100, 100, 100}),
-          [](End& end) {
+          SendsToSleeper({100, 100, 100, 100, 100, 100, 100, 100, 100, 100}), [](End& end) {
             end.Recv(1000, MSG_WAITALL);
             end.Meet();
           }};
@@ -166,8 +158,7 @@ Case WaitallEnd() {
 
 Case WaitallTimeout() {
   return {"receive.waitall_timeout", "MSG_WAITALL with SO_RCVTIMEO returns a part in time",
-          SendsEach({100}),
-          [](End& end) {
+          SendsEach({100}), [](End& end) {
             end.Meet();
             end.Await(POLLIN);
             const struct timeval patience = {0, 300000};
@@ -181,8 +172,7 @@ Case WaitallTimeout() {
 
 Case WaitallInterrupted() {
   return {"receive.waitall_interrupted", "a signal ends MSG_WAITALL with what there is",
-          SendsEach({100}),
-          [](End& end) {
+          SendsEach({100}), [](End& end) {
             end.Meet();
             end.Await(POLLIN);
             struct sigaction action = {};
@@ -214,8 +204,7 @@ Case Empty() {
 
 Case PeekOffset() {
   return {"receive.peek_off", "SO_PEEK_OFF: peeks go on where the last one ended",
-          SendsEach({100, 100}),
-          [](End& end) {
+          SendsEach({100, 100}), [](End& end) {
             end.SetOption("SO_PEEK_OFF", SOL_SOCKET, SO_PEEK_OFF, 0);
             end.Meet();
             end.Await(POLLIN);
@@ -302,8 +291,7 @@ Case Timeout() {
 
 Case BusyPoll() {
   return {"receive.busy_poll", "SO_BUSY_POLL on, blocked recv() and poll()",
-          SendsToSleeper({100, 100}),
-          [](End& end) {
+          SendsToSleeper({100, 100}), [](End& end) {
             end.SetOption("SO_BUSY_POLL", SOL_SOCKET, SO_BUSY_POLL, 50);
             end.Recv(100);
             end.Poll(POLLIN);
@@ -313,8 +301,7 @@ Case BusyPoll() {
 }
 
 Case Vectors() {
-  return {"receive.vectors", "read(), readv(), recvmsg() and recvmmsg()",
-          SendsEach({1000}),
+  return {"receive.vectors", "read(), readv(), recvmsg() and recvmmsg()", SendsEach({1000}),
           [](End& end) {
             end.Meet();
             end.Await(POLLIN);
@@ -343,8 +330,7 @@ Case Vectors() {
               one.msg_hdr.msg_iov = &pieces[3];
               one.msg_hdr.msg_iovlen = 1;
             }
-            end.NoteResult("recvmmsg",
-                           recvmmsg(end.fd(), messages, 3, MSG_DONTWAIT, nullptr));
+            end.NoteResult("recvmmsg", recvmmsg(end.fd(), messages, 3, MSG_DONTWAIT, nullptr));
             for (const struct mmsghdr& one : messages) {
               end.Note("message of " + std::to_string(one.msg_len));
             }
@@ -354,8 +340,7 @@ Case Vectors() {
 
 Case Pieces() {
   return {"receive.small_pieces", "a message read byte by byte; a large one in odd pieces",
-          SendsEach({100, 100000}),
-          [](End& end) {
+          SendsEach({100, 100000}), [](End& end) {
             end.Meet();
             std::string all;
             for (int i = 0; i < 100; i++) {
@@ -392,8 +377,7 @@ Case Pieces() {
 
 Case Fionread() {
   return {"receive.fionread", "FIONREAD counts what is unread, also after a part was read",
-          SendsEach({100, 1000, 5000}),
-          [](End& end) {
+          SendsEach({100, 1000, 5000}), [](End& end) {
             end.Meet();
             end.Await(POLLIN);
             end.Ioctl("FIONREAD", FIONREAD);
@@ -467,8 +451,8 @@ Case FionreadEdge() {
             size_t done = 0;
             std::vector<char> buffer(65536);
             while (done < (8u << 20)) {
-              if (end.Call("epoll_wait", [&] { return epoll_wait(epoll.get(), &event, 1, 2000); }) <=
-                  0) {
+              if (end.Call("epoll_wait",
+                           [&] { return epoll_wait(epoll.get(), &event, 1, 2000); }) <= 0) {
                 end.Note("no further edge");
                 break;
               }
@@ -493,8 +477,7 @@ Case FionreadEdge() {
 }
 
 Case TcpInq() {
-  return {"receive.tcp_inq", "TCP_INQ: recvmsg() tells how much is left",
-          SendsEach({100}),
+  return {"receive.tcp_inq", "TCP_INQ: recvmsg() tells how much is left", SendsEach({100}),
           [](End& end) {
             end.SetOption("TCP_INQ", SOL_TCP, TCP_INQ, 1);
             end.Meet();
@@ -534,8 +517,7 @@ struct ZerocopyRequest {
 
 Case ZerocopyReceive() {
   return {"receive.zerocopy", "TCP_ZEROCOPY_RECEIVE: mapped or copied, all bytes come",
-          SendsEach({20000}),
-          [](End& end) {
+          SendsEach({20000}), [](End& end) {
             end.Meet();
             end.Await(POLLIN);
             void* area = mmap(nullptr, 1 << 16, PROT_READ, MAP_SHARED, end.fd(), 0);
@@ -555,9 +537,8 @@ Case ZerocopyReceive() {
               }
               done += ask.length + (ask.copybuf_len > 0 ? ask.copybuf_len : 0);
               if (ask.length == 0 && ask.copybuf_len <= 0) {
-                const ssize_t got =
-                    recv(end.fd(), copy.data(), ask.recv_skip_hint ? ask.recv_skip_hint : 1,
-                         MSG_DONTWAIT);
+                const ssize_t got = recv(end.fd(), copy.data(),
+                                         ask.recv_skip_hint ? ask.recv_skip_hint : 1, MSG_DONTWAIT);
                 done += got > 0 ? got : 0;
                 if (ask.recv_skip_hint == 0) {
                   end.Note("told of nothing to read");
@@ -572,8 +553,7 @@ Case ZerocopyReceive() {
 
 Case BadBuffer() {
   return {"receive.bad_address", "recv() into memory that cannot be written: EFAULT, nothing lost",
-          SendsEach({100}),
-          [](End& end) {
+          SendsEach({100}), [](End& end) {
             end.Meet();
             end.Await(POLLIN);
             void* bad = mmap(nullptr, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -587,7 +567,8 @@ Case BadBuffer() {
 }
 
 Case Blocked() {
-  return {"receive.blocked", "a blocked recv() sleeps on and is woken by each message",
+  return {"receive.blocked",
+          "a blocked recv() sleeps on and is woken by each message",
           SendsToSleeper({1, 100, 20000}),
           [](End& end) {
             end.Recv(100);
@@ -600,7 +581,8 @@ Case Blocked() {
 }
 
 Case Interrupted() {
-  return {"receive.interrupted", "a signal in a blocked recv(): EINTR, or a restart with SA_RESTART",
+  return {"receive.interrupted",
+          "a signal in a blocked recv(): EINTR, or a restart with SA_RESTART",
           [](End& end) {
             end.Meet();
             end.Sleep(600);
@@ -624,7 +606,8 @@ Case Interrupted() {
 }
 
 Case Steady() {
-  return {"receive.no_spurious_wake", "a blocked recv() does not return while nothing is sent to it",
+  return {"receive.no_spurious_wake",
+          "a blocked recv() does not return while nothing is sent to it",
           [](End& end) {
             end.AwaitPeerBlocked();
             // What touches the connection without bringing data: acknowledgements, options.
@@ -646,13 +629,33 @@ Case Steady() {
 }  // namespace
 
 Cases ReceiveCases() {
-  return {Peek(),           PeekBlocked(),    PeekWaitall(),  Trunc(),
-          PeekTrunc(),      Waitall(),        WaitallCallFirst(), WaitallEnd(),
-          WaitallTimeout(), WaitallInterrupted(), Empty(),    PeekOffset(),
-          LowWaterFirst(),  LowWaterAfter(),  Timeout(),      BusyPoll(),
-          Vectors(),        Pieces(),         Fionread(),     FionreadMixed(),
-          FionreadEdge(),   TcpInq(),         ZerocopyReceive(), BadBuffer(),
-          Blocked(),        Interrupted(),    Steady()};
+  return {Peek(),
+          PeekBlocked(),
+          PeekWaitall(),
+          Trunc(),
+          PeekTrunc(),
+          Waitall(),
+          WaitallCallFirst(),
+          WaitallEnd(),
+          WaitallTimeout(),
+          WaitallInterrupted(),
+          Empty(),
+          PeekOffset(),
+          LowWaterFirst(),
+          LowWaterAfter(),
+          Timeout(),
+          BusyPoll(),
+          Vectors(),
+          Pieces(),
+          Fionread(),
+          FionreadMixed(),
+          FionreadEdge(),
+          TcpInq(),
+          ZerocopyReceive(),
+          BadBuffer(),
+          Blocked(),
+          Interrupted(),
+          Steady()};
 }
 
 }  // namespace shunt::conformance

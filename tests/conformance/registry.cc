@@ -12,10 +12,9 @@ std::string FamilyOf(IpMode mode) {
 
 Cases AllCases() {
   Cases all;
-  for (const auto& cases :
-       {SendCases, ReceiveCases, SpliceCases, PollCases, EndingCases, OptionsCases, ReuseCases,
-        SharingCases, BuffersCases, HandshakeCases, UringCases, TimingCases, BulkCases,
-        ProgramCases}) {
+  for (const auto& cases : {SendCases, ReceiveCases, SpliceCases, PollCases, EndingCases,
+                            OptionsCases, ReuseCases, SharingCases, BuffersCases, HandshakeCases,
+                            UringCases, TimingCases, BulkCases, ProgramCases}) {
     for (Case& one : cases()) {
       if (one.start != Start::kBoth) {
         all.push_back(std::move(one));

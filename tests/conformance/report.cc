@@ -166,8 +166,8 @@ std::string ToJunit(const Report& report) {
       << "\">\n  <properties><property name=\"seed\" value=\"" << report.seed
       << "\"/></properties>\n";
   for (const Row& row : report.rows) {
-    xml << "  <testcase classname=\"" << report.engine << "\" name=\"" << Escaped(row.FullName(), true)
-        << "\" time=\"" << row.seconds << "\"";
+    xml << "  <testcase classname=\"" << report.engine << "\" name=\""
+        << Escaped(row.FullName(), true) << "\" time=\"" << row.seconds << "\"";
     if (row.result != Result::kDiffers) {
       xml << "/>\n";
       continue;
@@ -177,8 +177,9 @@ std::string ToJunit(const Report& report) {
         << "></testcase>\n";
   }
   for (const Skipped& skipped : report.skipped) {
-    xml << "  <testcase classname=\"" << report.engine << "\" name=\"" << Escaped(skipped.name, true)
-        << "\"><skipped message=\"" << Escaped(skipped.why, true) << "\"/></testcase>\n";
+    xml << "  <testcase classname=\"" << report.engine << "\" name=\""
+        << Escaped(skipped.name, true) << "\"><skipped message=\"" << Escaped(skipped.why, true)
+        << "\"/></testcase>\n";
   }
   xml << "</testsuite>\n";
   return xml.str();

@@ -124,7 +124,8 @@ Case ConnectTwice() {
 }
 
 Case ListenAfterUse() {
-  return {"reuse.listen_on_used_socket", "a disconnected client socket listens and accepts",
+  return {"reuse.listen_on_used_socket",
+          "a disconnected client socket listens and accepts",
           [](End& end) {
             end.Meet();
             end.socket() = end.Dial();
@@ -161,7 +162,8 @@ Case ListenAfterUse() {
 }
 
 Case ManyShort() {
-  return {"reuse.many_short", "200 connections in a row, a few bytes each, closed by turns",
+  return {"reuse.many_short",
+          "200 connections in a row, a few bytes each, closed by turns",
           [](End& end) {
             end.Meet();
             int good = 0;
@@ -201,8 +203,8 @@ Case ManyShort() {
 }  // namespace
 
 Cases ReuseCases() {
-  return {DisconnectOnly(), DisconnectUnread(), Reconnect(false), Reconnect(true), ConnectTwice(),
-          ListenAfterUse(), ManyShort()};
+  return {DisconnectOnly(), DisconnectUnread(), Reconnect(false), Reconnect(true),
+          ConnectTwice(),   ListenAfterUse(),   ManyShort()};
 }
 
 }  // namespace shunt::conformance

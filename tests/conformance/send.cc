@@ -45,19 +45,17 @@ Program ReadsAll() {
   return [](End& end) { end.ReadToEnd(); };
 }
 
-struct iovec Vector(std::string& data) {
-  return {data.data(), data.size()};
-}
+struct iovec Vector(std::string& data) { return {data.data(), data.size()}; }
 
 // An address that no program may read or write.
 void* BadAddress() {
-  static void* const bad =
-      mmap(nullptr, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  static void* const bad = mmap(nullptr, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   return bad;
 }
 
 Case Sizes() {
-  return {"send.sizes", "send() of 1 byte to 1 MiB, each read to its last byte",
+  return {"send.sizes",
+          "send() of 1 byte to 1 MiB, each read to its last byte",
           [](End& end) {
             for (const size_t size : {1, 100, 1448, 4096, 16384, 65535, 65536, 65537, 1 << 20}) {
               end.SendAll(end.Bytes(size));
@@ -180,9 +178,8 @@ Case SendtoAddress() {
           [](End& end) {
             const test::Endpoint elsewhere = end.DialAddress(1);
             const std::string data = end.Bytes(100);
-            end.NoteResult("sendto",
-                           sendto(end.fd(), data.data(), data.size(), MSG_NOSIGNAL, elsewhere.get(),
-                                  elsewhere.size()));
+            end.NoteResult("sendto", sendto(end.fd(), data.data(), data.size(), MSG_NOSIGNAL,
+                                            elsewhere.get(), elsewhere.size()));
             end.Meet();
           },
           Reads(100)};
@@ -430,8 +427,8 @@ Case SigUrg() {
             fcntl(end.fd(), F_SETOWN, getpid());
             end.Meet();
             const struct timespec patience = {1, 0};
-            const int got = static_cast<int>(
-                end.Call("sigtimedwait", [&] { return sigtimedwait(&urgent, nullptr, &patience); }));
+            const int got = static_cast<int>(end.Call(
+                "sigtimedwait", [&] { return sigtimedwait(&urgent, nullptr, &patience); }));
             end.Note(got == SIGURG ? "SIGURG" : "no SIGURG");
             end.Meet();
           }};
@@ -491,13 +488,15 @@ void NoteSendInto(End& end) {
   const ssize_t sent = end.Call("send into a full buffer", [&] {
     return send(end.fd(), data.data(), data.size(), MSG_NOSIGNAL);
   });
-  end.Note("send into a full buffer -> " + (sent < 0                                   ? ErrnoText(errno)
-                                            : sent == static_cast<ssize_t>(data.size()) ? "all of it"
-                                                                                        : "a part"));
+  end.Note("send into a full buffer -> " + (sent < 0 ? ErrnoText(errno)
+                                            : sent == static_cast<ssize_t>(data.size())
+                                                ? "all of it"
+                                                : "a part"));
 }
 
 Case Interrupted() {
-  return {"send.interrupted", "a signal in a blocked send(): EINTR if nothing was taken",
+  return {"send.interrupted",
+          "a signal in a blocked send(): EINTR if nothing was taken",
           [](End& end) {
             Fill(end, 65536);
             struct sigaction action = {};
@@ -514,7 +513,8 @@ Case Interrupted() {
 }
 
 Case Timeout() {
-  return {"send.timeout", "SO_SNDTIMEO: a blocked send() gives up in time",
+  return {"send.timeout",
+          "SO_SNDTIMEO: a blocked send() gives up in time",
           [](End& end) {
             Fill(end, 65536);
             const struct timeval patience = {0, 200000};
@@ -602,11 +602,31 @@ Case BothWays() {
 }  // namespace
 
 Cases SendCases() {
-  return {Sizes(),          Write(),     Writev(),      Sendmsg(),   SendmsgBadControl(),
-          Sendmmsg(),       SendtoAddress(), Nothing(), Sendfile(),  SpliceFromPipe(),
-          Vmsplice(),       More(),      Cork(),        Eor(),       Zerocopy(),
-          Oob(),            OobInline(), SigUrg(),      BadAddressCase(), Huge(),
-          Interrupted(),    Timeout(),   Full(),        TwoSendsOneRead(), BothWays()};
+  return {Sizes(),
+          Write(),
+          Writev(),
+          Sendmsg(),
+          SendmsgBadControl(),
+          Sendmmsg(),
+          SendtoAddress(),
+          Nothing(),
+          Sendfile(),
+          SpliceFromPipe(),
+          Vmsplice(),
+          More(),
+          Cork(),
+          Eor(),
+          Zerocopy(),
+          Oob(),
+          OobInline(),
+          SigUrg(),
+          BadAddressCase(),
+          Huge(),
+          Interrupted(),
+          Timeout(),
+          Full(),
+          TwoSendsOneRead(),
+          BothWays()};
 }
 
 }  // namespace shunt::conformance

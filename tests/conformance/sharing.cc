@@ -55,7 +55,8 @@ bool SendRecv(int fd, size_t size) {
 }
 
 Case Fork() {
-  return {"sharing.fork", "parent and child use the end in turn; the parent's close does not end it",
+  return {"sharing.fork",
+          "parent and child use the end in turn; the parent's close does not end it",
           [](End& end) {
             end.Send(100);
             end.ReadExactly(100);
@@ -95,7 +96,8 @@ Case Dup() {
 }
 
 Case PassDescriptor() {
-  return {"sharing.scm_rights", "the end travels over a Unix socket to a process that goes on with it",
+  return {"sharing.scm_rights",
+          "the end travels over a Unix socket to a process that goes on with it",
           [](End& end) {
             int unix_ends[2];
             (void)!socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, unix_ends);
@@ -289,7 +291,8 @@ Case TwoWriters(size_t size, int count, const char* name) {
 }
 
 Case CloseInOtherThread() {
-  return {"sharing.close_while_reading", "close() in one thread leaves another's recv() asleep until data",
+  return {"sharing.close_while_reading",
+          "close() in one thread leaves another's recv() asleep until data",
           [](End& end) {
             end.AwaitPeerBlocked();
             End::Sleep(300);

@@ -210,8 +210,8 @@ Case Edge() {
               return epoll_wait(epoll.get(), &event, 1, 1500);
             }) > 0) {
               for (;;) {
-                const ssize_t moved = splice(end.fd(), nullptr, pipe.out.get(), nullptr, 1 << 20,
-                                             SPLICE_F_NONBLOCK);
+                const ssize_t moved =
+                    splice(end.fd(), nullptr, pipe.out.get(), nullptr, 1 << 20, SPLICE_F_NONBLOCK);
                 if (moved > 0) {
                   total += Drain(pipe.in.get(), moved).size();
                   continue;

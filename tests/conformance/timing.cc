@@ -17,7 +17,8 @@ namespace shunt::conformance {
 namespace {
 
 Case Idle() {
-  return {"timing.keepalive_idle", "keepalive with answers keeps an idle connection",
+  return {"timing.keepalive_idle",
+          "keepalive with answers keeps an idle connection",
           [](End& end) {
             end.SetOption("SO_KEEPALIVE", SOL_SOCKET, SO_KEEPALIVE, 1);
             end.SetOption("TCP_KEEPIDLE", SOL_TCP, TCP_KEEPIDLE, 1);
@@ -45,7 +46,8 @@ Case Idle() {
 }
 
 Case UserTimeout() {
-  return {"timing.user_timeout", "TCP_USER_TIMEOUT with a reader that never reads: the error and when",
+  return {"timing.user_timeout",
+          "TCP_USER_TIMEOUT with a reader that never reads: the error and when",
           [](End& end) {
             end.SetOption("TCP_USER_TIMEOUT", SOL_TCP, TCP_USER_TIMEOUT, 500);
             const std::string data(65536, 'x');
@@ -107,12 +109,12 @@ Case Wake(size_t size) {
 }
 
 Case BlockedWriter() {
-  return {"timing.blocked_writer", "a blocked send() goes on within a second once the reader reads",
+  return {"timing.blocked_writer",
+          "a blocked send() goes on within a second once the reader reads",
           [](End& end) {
             const std::string data(16 << 20, 'x');
-            const ssize_t sent = end.Call("send", [&] {
-              return send(end.fd(), data.data(), data.size(), MSG_NOSIGNAL);
-            });
+            const ssize_t sent = end.Call(
+                "send", [&] { return send(end.fd(), data.data(), data.size(), MSG_NOSIGNAL); });
             end.NoteResult("send", sent);
             end.Meet();
           },

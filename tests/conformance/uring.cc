@@ -112,177 +112,181 @@ Case Make(const char* name, const char* what, Program client, Program server) {
 }
 
 Case Send() {
-  return Make("uring.send", "io_uring send, writev and send with MSG_WAITALL",
-              [](End& end) {
-                Ring ring;
-                const std::string a = end.Bytes(100), b = end.Bytes(50000), c = end.Bytes(3000);
-                ring.Prepare(IORING_OP_SEND, end.fd(), a.data(), a.size());
-                ring.Submit();
-                ring.NoteNext(end, "send 100");
-                ring.Prepare(IORING_OP_SEND, end.fd(), b.data(), b.size())->msg_flags = MSG_WAITALL;
-                ring.Submit();
-                ring.NoteNext(end, "send 50000 WAITALL");
-                ring.Prepare(IORING_OP_WRITE, end.fd(), c.data(), c.size());
-                ring.Submit();
-                ring.NoteNext(end, "write 3000");
-                end.Meet();
-              },
-              [](End& end) {
-                end.ReadExactly(53100);
-                end.Meet();
-              });
+  return Make(
+      "uring.send", "io_uring send, writev and send with MSG_WAITALL",
+      [](End& end) {
+        Ring ring;
+        const std::string a = end.Bytes(100), b = end.Bytes(50000), c = end.Bytes(3000);
+        ring.Prepare(IORING_OP_SEND, end.fd(), a.data(), a.size());
+        ring.Submit();
+        ring.NoteNext(end, "send 100");
+        ring.Prepare(IORING_OP_SEND, end.fd(), b.data(), b.size())->msg_flags = MSG_WAITALL;
+        ring.Submit();
+        ring.NoteNext(end, "send 50000 WAITALL");
+        ring.Prepare(IORING_OP_WRITE, end.fd(), c.data(), c.size());
+        ring.Submit();
+        ring.NoteNext(end, "write 3000");
+        end.Meet();
+      },
+      [](End& end) {
+        end.ReadExactly(53100);
+        end.Meet();
+      });
 }
 
 Case Receive() {
-  return Make("uring.recv", "io_uring recv, armed before the data and after it",
-              [](End& end) {
-                end.AwaitPeerBlocked();
-                end.SendAll(end.Bytes(100));
-                end.Meet();
-                end.SendAll(end.Bytes(200));
-                end.AwaitDelivered();
-                end.Meet();
-                end.Meet();
-              },
-              [](End& end) {
-                Ring ring;
-                char buffer[1000];
-                ring.Prepare(IORING_OP_RECV, end.fd(), buffer, sizeof(buffer));
-                ring.Submit();
-                ring.NoteNext(end, "recv armed first");
-                end.Meet();
-                end.Meet();
-                end.Await(POLLIN);
-                ring.Prepare(IORING_OP_RECV, end.fd(), buffer, sizeof(buffer));
-                ring.Submit();
-                ring.NoteNext(end, "recv");
-                end.Note(test::BytesText({buffer, 200}));
-                end.Meet();
-              });
+  return Make(
+      "uring.recv", "io_uring recv, armed before the data and after it",
+      [](End& end) {
+        end.AwaitPeerBlocked();
+        end.SendAll(end.Bytes(100));
+        end.Meet();
+        end.SendAll(end.Bytes(200));
+        end.AwaitDelivered();
+        end.Meet();
+        end.Meet();
+      },
+      [](End& end) {
+        Ring ring;
+        char buffer[1000];
+        ring.Prepare(IORING_OP_RECV, end.fd(), buffer, sizeof(buffer));
+        ring.Submit();
+        ring.NoteNext(end, "recv armed first");
+        end.Meet();
+        end.Meet();
+        end.Await(POLLIN);
+        ring.Prepare(IORING_OP_RECV, end.fd(), buffer, sizeof(buffer));
+        ring.Submit();
+        ring.NoteNext(end, "recv");
+        end.Note(test::BytesText({buffer, 200}));
+        end.Meet();
+      });
 }
 
 Case ReceiveAll() {
-  return Make("uring.recv_waitall", "io_uring recv with MSG_WAITALL, the data in pieces",
-              [](End& end) {
-                for (int i = 0; i < 5; i++) {
-                  end.AwaitPeerBlocked();
-                  end.SendAll(end.Bytes(100));
-                }
-                end.Meet();
-              },
-              [](End& end) {
-                Ring ring;
-                char buffer[500];
-                ring.Prepare(IORING_OP_RECV, end.fd(), buffer, sizeof(buffer))->msg_flags =
-                    MSG_WAITALL;
-                ring.Submit();
-                ring.NoteNext(end, "recv 500 WAITALL");
-                end.Meet();
-              });
+  return Make(
+      "uring.recv_waitall", "io_uring recv with MSG_WAITALL, the data in pieces",
+      [](End& end) {
+        for (int i = 0; i < 5; i++) {
+          end.AwaitPeerBlocked();
+          end.SendAll(end.Bytes(100));
+        }
+        end.Meet();
+      },
+      [](End& end) {
+        Ring ring;
+        char buffer[500];
+        ring.Prepare(IORING_OP_RECV, end.fd(), buffer, sizeof(buffer))->msg_flags = MSG_WAITALL;
+        ring.Submit();
+        ring.NoteNext(end, "recv 500 WAITALL");
+        end.Meet();
+      });
 }
 
 Case Multishot() {
-  return Make("uring.recv_multishot", "io_uring multishot recv with provided buffers",
-              [](End& end) {
-                end.Meet();
-                for (int i = 0; i < 4; i++) {
-                  end.SendAll(end.Bytes(100));
-                  end.AwaitDelivered();
-                  end.Meet();
-                  end.Meet();
-                }
-                end.Shutdown(SHUT_WR);
-              },
-              [](End& end) {
-                Ring ring;
-                std::vector<char> buffers(16 * 1024);
-                io_uring_sqe* provide =
-                    ring.Prepare(IORING_OP_PROVIDE_BUFFERS, 16, buffers.data(), 1024);
-                provide->buf_group = 1;
-                ring.Submit();
-                ring.NoteNext(end, "provide buffers");
-                io_uring_sqe* receive = ring.Prepare(IORING_OP_RECV, end.fd(), nullptr, 0);
-                receive->flags = IOSQE_BUFFER_SELECT;
-                receive->buf_group = 1;
-                receive->ioprio = IORING_RECV_MULTISHOT;
-                ring.Submit();
-                end.Meet();
-                for (int i = 0; i < 4; i++) {
-                  end.Meet();
-                  io_uring_cqe completion;
-                  size_t got = 0;
-                  while (got < 100 && ring.Next(end, &completion, 1000) && completion.res > 0) {
-                    got += completion.res;
-                  }
-                  end.Note("multishot " + std::to_string(got));
-                  end.Meet();
-                }
-                ring.NoteNext(end, "multishot at the end");
-              });
+  return Make(
+      "uring.recv_multishot", "io_uring multishot recv with provided buffers",
+      [](End& end) {
+        end.Meet();
+        for (int i = 0; i < 4; i++) {
+          end.SendAll(end.Bytes(100));
+          end.AwaitDelivered();
+          end.Meet();
+          end.Meet();
+        }
+        end.Shutdown(SHUT_WR);
+      },
+      [](End& end) {
+        Ring ring;
+        std::vector<char> buffers(16 * 1024);
+        io_uring_sqe* provide = ring.Prepare(IORING_OP_PROVIDE_BUFFERS, 16, buffers.data(), 1024);
+        provide->buf_group = 1;
+        ring.Submit();
+        ring.NoteNext(end, "provide buffers");
+        io_uring_sqe* receive = ring.Prepare(IORING_OP_RECV, end.fd(), nullptr, 0);
+        receive->flags = IOSQE_BUFFER_SELECT;
+        receive->buf_group = 1;
+        receive->ioprio = IORING_RECV_MULTISHOT;
+        ring.Submit();
+        end.Meet();
+        for (int i = 0; i < 4; i++) {
+          end.Meet();
+          io_uring_cqe completion;
+          size_t got = 0;
+          while (got < 100 && ring.Next(end, &completion, 1000) && completion.res > 0) {
+            got += completion.res;
+          }
+          end.Note("multishot " + std::to_string(got));
+          end.Meet();
+        }
+        ring.NoteNext(end, "multishot at the end");
+      });
 }
 
 Case Splice() {
-  return Make("uring.splice", "io_uring splice from the socket to a pipe",
-              [](End& end) {
-                end.SendAll(end.Bytes(3000));
-                end.AwaitDelivered();
-                end.Meet();
-                end.Meet();
-              },
-              [](End& end) {
-                end.Meet();
-                end.Await(POLLIN);
-                int ends[2];
-                (void)!pipe2(ends, O_CLOEXEC);
-                const UniqueFd in(ends[0]), out(ends[1]);
-                Ring ring;
-                io_uring_sqe* entry = ring.Prepare(IORING_OP_SPLICE, out.get(), nullptr, 3000);
-                entry->off = static_cast<uint64_t>(-1);
-                entry->splice_off_in = static_cast<uint64_t>(-1);
-                entry->splice_fd_in = end.fd();
-                entry->splice_flags = SPLICE_F_NONBLOCK;
-                ring.Submit();
-                ring.NoteNext(end, "splice 3000");
-                end.Meet();
-              });
+  return Make(
+      "uring.splice", "io_uring splice from the socket to a pipe",
+      [](End& end) {
+        end.SendAll(end.Bytes(3000));
+        end.AwaitDelivered();
+        end.Meet();
+        end.Meet();
+      },
+      [](End& end) {
+        end.Meet();
+        end.Await(POLLIN);
+        int ends[2];
+        (void)!pipe2(ends, O_CLOEXEC);
+        const UniqueFd in(ends[0]), out(ends[1]);
+        Ring ring;
+        io_uring_sqe* entry = ring.Prepare(IORING_OP_SPLICE, out.get(), nullptr, 3000);
+        entry->off = static_cast<uint64_t>(-1);
+        entry->splice_off_in = static_cast<uint64_t>(-1);
+        entry->splice_fd_in = end.fd();
+        entry->splice_flags = SPLICE_F_NONBLOCK;
+        ring.Submit();
+        ring.NoteNext(end, "splice 3000");
+        end.Meet();
+      });
 }
 
 Case Poll() {
-  return Make("uring.poll", "io_uring poll, armed before the data",
-              [](End& end) {
-                end.AwaitPeerBlocked();
-                end.SendAll(end.Bytes(100));
-                end.Meet();
-              },
-              [](End& end) {
-                Ring ring;
-                ring.Prepare(IORING_OP_POLL_ADD, end.fd(), nullptr, 0)->poll32_events = POLLIN;
-                ring.Submit();
-                ring.NoteNext(end, "poll");
-                end.ReadExactly(100);
-                end.Meet();
-              });
+  return Make(
+      "uring.poll", "io_uring poll, armed before the data",
+      [](End& end) {
+        end.AwaitPeerBlocked();
+        end.SendAll(end.Bytes(100));
+        end.Meet();
+      },
+      [](End& end) {
+        Ring ring;
+        ring.Prepare(IORING_OP_POLL_ADD, end.fd(), nullptr, 0)->poll32_events = POLLIN;
+        ring.Submit();
+        ring.NoteNext(end, "poll");
+        end.ReadExactly(100);
+        end.Meet();
+      });
 }
 
 Case SendZc() {
-  return Make("uring.send_zc", "io_uring zero-copy send: result and notification",
-              [](End& end) {
-                Ring ring;
-                const std::string data = end.Bytes(30000);
-                ring.Prepare(IORING_OP_SEND_ZC, end.fd(), data.data(), data.size());
-                ring.Submit();
-                ring.NoteNext(end, "send_zc");
-                end.Meet();
-                io_uring_cqe completion;
-                end.Note(ring.Next(end, &completion, 1500) &&
-                                 (completion.flags & IORING_CQE_F_NOTIF) != 0
-                             ? "notified"
-                             : "no notification");
-              },
-              [](End& end) {
-                end.ReadExactly(30000);
-                end.Meet();
-              });
+  return Make(
+      "uring.send_zc", "io_uring zero-copy send: result and notification",
+      [](End& end) {
+        Ring ring;
+        const std::string data = end.Bytes(30000);
+        ring.Prepare(IORING_OP_SEND_ZC, end.fd(), data.data(), data.size());
+        ring.Submit();
+        ring.NoteNext(end, "send_zc");
+        end.Meet();
+        io_uring_cqe completion;
+        end.Note(ring.Next(end, &completion, 1500) && (completion.flags & IORING_CQE_F_NOTIF) != 0
+                     ? "notified"
+                     : "no notification");
+      },
+      [](End& end) {
+        end.ReadExactly(30000);
+        end.Meet();
+      });
 }
 
 }  // namespace
