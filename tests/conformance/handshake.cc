@@ -4,6 +4,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -92,6 +93,26 @@ Case DeferAccept() {
             const int seconds = 5;
             setsockopt(fd, SOL_TCP, TCP_DEFER_ACCEPT, &seconds, sizeof(seconds));
           }};
+}
+
+Case DeferAcceptFionread() {
+  Case test = DeferAccept();
+  test.name = "handshake.defer_accept_fionread";
+  test.what = "TCP_DEFER_ACCEPT, then FIONREAD of what came before accept()";
+  test.client = [](End& end) {
+    end.Send(100);
+    end.AwaitDelivered();
+    end.Meet();
+    end.ReadExactly(100);
+  };
+  test.server = [](End& end) {
+    end.Meet();
+    end.Await(POLLIN);
+    end.Ioctl("FIONREAD", FIONREAD);
+    end.ReadExactly(100);
+    end.Send(100);
+  };
+  return test;
 }
 
 // The programs of a kOwn case around a connection that was made as usual.
@@ -302,6 +323,7 @@ Cases HandshakeCases() {
           Behind(Route::kTproxy),
           OriginalDestination(),
           Connected(DeferAccept()),
+          Connected(DeferAcceptFionread()),
           BeforeAccept(false),
           BeforeAccept(true),
           ResetBeforeAccept(),
