@@ -36,9 +36,10 @@ struct Row {
   size_t plain_runs = 0;
   uint64_t handed_over = 0;  // bytes that went past TCP, of all runs
   std::vector<std::string> why;
-  const KnownDifference* known = nullptr;  // set if it differs and may
+  const KnownDifference* known = nullptr;  // set if it differs and the list says how
   double seconds = 0;
 
+  bool IsDocumented() const { return known != nullptr && known->hazard != nullptr; }
   std::string FullName() const { return name + "/" + family; }
 };
 

@@ -167,6 +167,7 @@ Case Timestamps() {
           },
           [](End& end) {
             end.SetOption("SO_TIMESTAMP", SOL_SOCKET, SO_TIMESTAMP, 1);
+            End::Sleep(100);  // the kernel begins to take times a little later
             end.Meet();
             end.Await(POLLIN);
             char data[100];

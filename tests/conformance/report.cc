@@ -30,7 +30,31 @@ std::string ResultText(const Row& row) {
   if (row.result != Result::kDiffers) {
     return ToString(row.result);
   }
-  return row.known != nullptr ? "differs (documented)" : "DIFFERS (new)";
+  return row.IsDocumented() ? "differs (documented)" : "DIFFERS (new)";
+}
+
+// Documented differences of which all rows were run and none differs: perhaps the
+// list can be shorter.
+std::vector<std::string> Stale(const Report& report) {
+  std::vector<std::string> stale;
+  for (const KnownDifference& known : KnownDifferences()) {
+    bool run = false, differs = false;
+    for (const Row& row : report.rows) {
+      if (report.engine == known.engine && GlobMatches(known.case_glob, row.FullName())) {
+        run = true;
+        differs |= row.result == Result::kDiffers;
+      }
+    }
+    if (run && !differs) {
+      stale.push_back(known.case_glob);
+    }
+  }
+  return stale;
+}
+
+std::string HazardText(const KnownDifference& known) {
+  return known.hazard != nullptr ? std::string("docs/hazards.md, row ") + known.hazard
+                                 : "not in docs/hazards.md";
 }
 
 // Both transcripts as a diff: what only plain TCP says with "-", what only the
@@ -96,7 +120,7 @@ std::string Hexadecimal(uint64_t value) {
 
 size_t NewDifferences(const Report& report) {
   return std::count_if(report.rows.begin(), report.rows.end(), [](const Row& row) {
-    return row.result == Result::kDiffers && row.known == nullptr;
+    return row.result == Result::kDiffers && !row.IsDocumented();
   });
 }
 
@@ -120,8 +144,8 @@ std::string RowText(const Row& row) {
   if (row.result == Result::kDiffers) {
     text += "    " + row.what + "\n";
     if (row.known != nullptr) {
-      text += std::string("    users see: ") + row.known->users_see + " (docs/hazards.md, " +
-              row.known->hazard + ")\n";
+      text += std::string("    users see: ") + row.known->users_see + " (" +
+              HazardText(*row.known) + ")\n";
     }
     text += "    plain TCP (-, the commonest of " + std::to_string(row.plain_outcomes) +
             " outcomes in " + std::to_string(row.plain_runs) + " runs) and accelerated (+):\n" +
@@ -139,6 +163,9 @@ std::string ToTable(const Report& report) {
   }
   for (const Skipped& skipped : report.skipped) {
     text += "SKIPPED " + skipped.name + ": " + skipped.why + "\n";
+  }
+  for (const std::string& glob : Stale(report)) {
+    text += "documented, but every row is the same here: " + glob + "\n";
   }
   return text + "\nengine " + report.engine_says + "; kernel " + report.kernel + "; seed " +
          Hexadecimal(report.seed) + "\n" + Summary(report) + "\n";
@@ -172,7 +199,7 @@ std::string ToJunit(const Report& report) {
       xml << "/>\n";
       continue;
     }
-    const char* element = row.known != nullptr ? "system-out" : "failure";
+    const char* element = row.IsDocumented() ? "system-out" : "failure";
     xml << "><" << element << ">" << Escaped(RowText(row), true) << "</" << element
         << "></testcase>\n";
   }
@@ -207,11 +234,11 @@ std::string ToMarkdown(const Report& report) {
   for (const KnownDifference& one : KnownDifferences()) {
     if (const auto it = known.find(&one); it != known.end()) {
       text << "| " << Joined(it->second, ", ") << " | " << Escaped(one.users_see, false) << " | "
-           << one.hazard << " |\n";
+           << (one.hazard != nullptr ? one.hazard : "**not there yet**") << " |\n";
     }
   }
   for (const std::string& name : fresh) {
-    text << "| " << name << " | NEW: not understood yet | |\n";
+    text << "| " << name << " | not understood yet | **not there yet** |\n";
   }
   text << "\n## All rows\n\n| case | what the two programs do | ip | " << report.engine << " on "
        << report.kernel << " |\n|---|---|---|---|\n";
