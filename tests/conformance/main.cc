@@ -282,16 +282,18 @@ int Main(int argc, char** argv) {
   CLI::Option* seed = app.add_option("--seed", options.seed, "of all random bytes and sizes");
   const std::map<std::string, Engine> engines = {
       {"none", Engine::kNone}, {"sockhash", Engine::kSockhash}, {"kmod", Engine::kKmod}};
-  app.add_option("--engine", options.engine, "none, sockhash or kmod")
-      ->transform(CLI::CheckedTransformer(engines).description(""))
-      ->default_str("sockhash");
+  std::string engine = "sockhash";
+  app.add_option("--engine", engine, "none, sockhash or kmod")
+      ->check(CLI::IsMember({"none", "sockhash", "kmod"}).description(""))
+      ->capture_default_str();
   const std::map<std::string, Output> outputs = {{"table", Output::kTable},
                                                  {"json", Output::kJson},
                                                  {"junit", Output::kJunit},
                                                  {"markdown", Output::kMarkdown}};
-  app.add_option("--output", options.output, "table, json, junit or markdown")
-      ->transform(CLI::CheckedTransformer(outputs).description(""))
-      ->default_str("table");
+  std::string output = "table";
+  app.add_option("--output", output, "table, json, junit or markdown")
+      ->check(CLI::IsMember({"table", "json", "junit", "markdown"}).description(""))
+      ->capture_default_str();
   app.add_option("--runs", options.runs, "runs of each case on the engine; 0: as the case says")
       ->check(CLI::Range(0, 100000));
   app.add_option("--jobs", options.jobs,
@@ -307,6 +309,8 @@ int Main(int argc, char** argv) {
     std::cerr << "shunt-conformance: " << error.what() << "; --help shows the flags\n";
     return kUsage;
   }
+  options.engine = engines.at(engine);
+  options.output = outputs.at(output);
   if (seed->count() == 0) {
     options.seed = std::random_device()();
   }

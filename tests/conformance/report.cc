@@ -233,7 +233,11 @@ std::string ToMarkdown(const Report& report) {
   text << "| rows | what users see | [hazards](hazards.md) |\n|---|---|---|\n";
   for (const KnownDifference& one : KnownDifferences()) {
     if (const auto it = known.find(&one); it != known.end()) {
-      text << "| " << Joined(it->second, ", ") << " | " << Escaped(one.users_see, false) << " | "
+      const auto all = std::count_if(report.rows.begin(), report.rows.end(), [&](const Row& row) {
+        return GlobMatches(one.case_glob, row.FullName());
+      });
+      text << "| `" << one.case_glob << "`, " << it->second.size() << " of " << all << " | "
+           << Escaped(one.users_see, false) << " | "
            << (one.hazard != nullptr ? one.hazard : "**not there yet**") << " |\n";
     }
   }
