@@ -49,6 +49,9 @@ class Arena {
   struct Counts;
 
   void StartAgent();
+  // Another pod in place of the fast one, for an agent that has learned from an
+  // earlier case to leave the pod's connections on TCP.
+  void RenewFastPod();
   Counts Look() const;
   bool IsListed(int client_port) const;
   Outcome Run(test::Pod& pod, bool on_engine, const Case& test, IpMode mode, uint64_t seed);
@@ -58,7 +61,8 @@ class Arena {
   std::string engine_says_;
   test::PrivateBpffs bpffs_;
   test::Pod plain_;
-  test::Pod fast_;
+  std::unique_ptr<test::Pod> fast_;
+  int fast_pods_ = 0;
   std::unique_ptr<test::AgentProcess> agent_;
   int runs_ = 0;
 };
