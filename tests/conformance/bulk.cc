@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <string>
 #include <thread>
 #include <vector>
@@ -33,9 +34,15 @@ class Checked {
   bool Receive(uint64_t total, size_t most) {
     buffer_.resize(most);
     while (offset_ < total) {
-      const ssize_t got = end_.Call("recv", [&] {
-        return recv(end_.fd(), buffer_.data(), std::min<uint64_t>(most, total - offset_), 0);
-      });
+      // Not a blocking recv(): that one may say EAGAIN (docs/hazards.md, row 17),
+      // and here it is the bytes that are looked at.
+      struct pollfd entry = {end_.fd(), POLLIN, 0};
+      end_.Call("poll", [&] { return poll(&entry, 1, -1); });
+      const ssize_t got =
+          recv(end_.fd(), buffer_.data(), std::min<uint64_t>(most, total - offset_), MSG_DONTWAIT);
+      if (got < 0 && errno == EAGAIN) {
+        continue;
+      }
       if (got <= 0) {
         end_.NoteResult("recv after " + std::to_string(offset_), got);
         return false;
