@@ -16,7 +16,6 @@
 #include <fstream>
 #include <sstream>
 
-#include "gtest/gtest.h"
 #include "tests/support/stop.h"
 
 namespace shunt::test {
@@ -123,19 +122,18 @@ std::string CgroupRoot() {
   return "";
 }
 
-}  // namespace shunt::test
-
-int main(int argc, char** argv) {
-  testing::InitGoogleTest(&argc, argv);
-  // Discovery by CTest only lists.
-  if (!testing::GTEST_FLAG(list_tests)) {
-    shunt::test::g_why_not = shunt::test::Prepare();
-    shunt::test::RaiseFileLimit();
-  }
-  const int result = RUN_ALL_TESTS();
-  if (!shunt::test::g_directory.empty()) {
-    umount2(shunt::test::g_directory.c_str(), MNT_DETACH);
-    rmdir(shunt::test::g_directory.c_str());
-  }
-  return result;
+std::string EnterEnvironment() {
+  g_why_not = Prepare();
+  RaiseFileLimit();
+  return g_why_not;
 }
+
+void LeaveEnvironment() {
+  if (!g_directory.empty()) {
+    umount2(g_directory.c_str(), MNT_DETACH);
+    rmdir(g_directory.c_str());
+    g_directory.clear();
+  }
+}
+
+}  // namespace shunt::test

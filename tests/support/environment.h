@@ -5,13 +5,18 @@
 // every file and a bpffs for every pin of its tests. Both vanish with the
 // process, and with the bpffs every program and link pinned there.
 //
-// Link-time: environment.cc holds main(). Not thread-safe; used by main thread.
+// test_main.cc holds the main() of gtest programs; any other main() calls the
+// first two functions itself. Not thread-safe; used by main thread.
 #ifndef SHUNT_TESTS_SUPPORT_ENVIRONMENT_H_
 #define SHUNT_TESTS_SUPPORT_ENVIRONMENT_H_
 
 #include <string>
 
 namespace shunt::test {
+
+// Does what is said above; what WhyNotHere() says then.
+std::string EnterEnvironment();
+void LeaveEnvironment();
 
 // Empty if tests that need a kernel of their own can run here; else why not.
 const std::string& WhyNotHere();
