@@ -238,9 +238,12 @@ struct shunt_kmod_record {
 	__u32 zero;
 };
 
-/* Records with pair_id > after_id, in rising order; count 0 is the end. */
+/*
+ * Start with cursor 0 and hand back the one returned; count 0 is the end. A
+ * pair that comes or goes meanwhile may be missed or seen twice.
+ */
 struct shunt_kmod_list {
-	__u64 after_id;
+	__u64 cursor;
 	__u64 records; /* address of struct shunt_kmod_record[count] */
 	__u32 count; /* in: room, at most 1024; out: filled */
 	__u32 zero;
