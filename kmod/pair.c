@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 #include <linux/delay.h>
 #include <linux/hash.h>
+#include <linux/module.h>
 #include <linux/slab.h>
 #include <net/mptcp.h>
 #include <net/tcp.h>
@@ -237,35 +238,28 @@ static void half_attach(struct shunt_half *half)
 	shunt_half_open(half);
 }
 
-void shunt_half_detach(struct shunt_half *half, enum shunt_kmod_exit how)
+/* The last step of leaving: the socket is not ours any more. Lock as for leaving. */
+static void half_release(struct shunt_half *half, enum shunt_kmod_exit how)
 {
 	struct shunt_pair *pair = half->pair;
 	struct sock *sk = half->sk;
 
-	lockdep_assert(lockdep_sock_is_held(sk));
-	if (!half->attached)
-		return;
-	half->attached = false;
 	this_cpu_inc(shunt_counters.value[how]);
-
-	/* Sealed for good: from here on the peer cannot give us a byte. */
-	shunt_ring_seal(&half->rx);
-	if (half->base_ops) {
-		shunt_settle(half);
-		shunt_settle_peer(half);
-		half->armed = false;
-		/* Orders to settle sit in the backlog until our backlog_rcv
-		 * takes them; with the ring empty no new one can come.
-		 */
-		sk_flush_backlog(sk);
-		if (sk->sk_socket)
-			WRITE_ONCE(sk->sk_socket->ops, half->base_ops);
-	}
 	SHUNT_ASSERT(!shunt_ring_used(&half->rx));
-
+	if (half->base_ops && sk->sk_socket)
+		WRITE_ONCE(sk->sk_socket->ops, half->base_ops);
 	sk->sk_backlog_rcv = half->base_backlog_rcv;
-	WRITE_ONCE(sk->sk_prot, SHUNT_MUTANT(1) ? &tcp_prot : half->base_proto);
-	smp_wmb();
+	if (likely(shunt_proto_is_ours(sk->sk_prot))) {
+		WRITE_ONCE(sk->sk_prot, SHUNT_MUTANT(1) ? &tcp_prot : half->base_proto);
+	} else {
+		/* A setsockopt(TCP_ULP) had fetched TCP's setsockopt before the
+		 * socket was joined, and the ULP has wrapped our protocol and
+		 * kept its address. That cannot be taken back, so the module stays.
+		 */
+		pr_warn("a ULP raced with pairing: the module cannot be unloaded any more\n");
+		__module_get(THIS_MODULE);
+	}
+	smp_wmb(); /* pairs with shunt_half_of() */
 	write_lock_bh(&sk->sk_callback_lock);
 	rcu_assign_sk_user_data(sk, NULL);
 	write_unlock_bh(&sk->sk_callback_lock);
@@ -279,6 +273,35 @@ void shunt_half_detach(struct shunt_half *half, enum shunt_kmod_exit how)
 		queue_work(split_queue, &pair->split);
 	}
 	shunt_pair_put(pair);
+}
+
+void shunt_half_detach(struct shunt_half *half, enum shunt_kmod_exit how)
+{
+	lockdep_assert(lockdep_sock_is_held(half->sk));
+	if (!half->attached)
+		return;
+	WRITE_ONCE(half->attached, false);
+
+	/* Sealed for good: from here on the peer cannot give us a byte. */
+	shunt_ring_seal(&half->rx);
+	shunt_settle(half);
+	shunt_settle_peer(half);
+	half->armed = false;
+	/* Orders to settle sit in the backlog until our backlog_rcv takes them;
+	 * with the ring empty no new one can come.
+	 */
+	sk_flush_backlog(half->sk);
+	half_release(half, how);
+}
+
+void shunt_half_abandon(struct shunt_half *half)
+{
+	lockdep_assert(lockdep_sock_is_held(half->sk));
+	WRITE_ONCE(half->attached, false);
+	shunt_ring_seal(&half->rx);
+	shunt_ring_consume(&half->rx, shunt_ring_used(&half->rx));
+	half->armed = false;
+	half_release(half, SHUNT_KMOD_EXIT_LEFT_CLOSED);
 }
 
 static void pair_split(struct shunt_pair *pair)

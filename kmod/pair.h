@@ -11,7 +11,7 @@
  *
  * References to a pair, each dropped where it is named:
  *   the table                         shunt_pair_unlink()
- *   one for each attached end         shunt_half_detach()
+ *   one for each attached end         half_release()
  *   a call that sleeps without lock   the end of that call
  *   a queued split                    its work item
  * The last one frees the pair, and with it its references to both sockets and
@@ -111,11 +111,13 @@ bool shunt_half_open(struct shunt_half *half);
 
 /*
  * Puts an end back on plain TCP: every byte for it is in its receive queue,
- * every byte from it in its peer's, before this returns. lock_sock held, and
- * process context; or slock held, if no socket was ever opened (see
- * shunt_destroy()). The other end follows by a work item.
+ * every byte from it in its peer's, before this returns. lock_sock held,
+ * process context. The other end follows by a work item.
  */
 void shunt_half_detach(struct shunt_half *half, enum shunt_kmod_exit how);
+
+/* The same for a socket that is being destroyed: nobody can read what it has. slock held. */
+void shunt_half_abandon(struct shunt_half *half);
 
 /* Wakes the tasks that sleep on sk, without saying that anything happened. */
 void shunt_wake(struct sock *sk);

@@ -520,6 +520,9 @@ static int recv_by_ring(struct shunt_half *half, struct msghdr *msg, size_t len,
 			goto unlocked;
 		}
 		if (tcp_holds_bytes(sk)) {
+			/* One recv sees what TCP and the ring hold as one. */
+			if (tcp_sk(sk)->rcv_nxt - tcp_sk(sk)->copied_seq < len)
+				shunt_settle(half);
 			release_sock(sk);
 			ret = half->base_proto->recvmsg(sk, msg, len, flags | MSG_DONTWAIT,
 						       addr_len);
@@ -638,12 +641,16 @@ static void settle_now(struct sock *sk)
 	release_sock(sk);
 }
 
-/* The protocol under an end, or what the socket has become without one. */
+/*
+ * The protocol under an end, or what the socket has become without one. A ULP
+ * on top calls down, never up: half_release() says how one can be there.
+ */
 static const struct proto *proto_below(struct sock *sk)
 {
 	const struct proto *proto = READ_ONCE(sk->sk_prot);
 
-	return shunt_proto_is_ours(proto) ? families[family_of(sk)].base_proto : proto;
+	return shunt_proto_is_ours(proto) || inet_csk_has_ulp(sk) ?
+	       families[family_of(sk)].base_proto : proto;
 }
 
 #if LINUX_VERSION_CODE < KERNEL_VERSION(6, 5, 0)
@@ -776,9 +783,11 @@ static int shunt_disconnect(struct sock *sk, int flags)
 }
 
 /*
- * Reached attached only by a socket that nobody accepted: its listener closed,
- * and disconnects and destroys it under its slock. Nothing was ever opened, so
- * there is nothing to settle and detaching does not sleep.
+ * The socket is destroyed, under its slock. Two kinds get here attached: one
+ * that nobody accepted, whose listener has closed; and one that was joined
+ * between close()'s fetching TCP's function and its taking the lock. The peer
+ * of the latter may find the FIN ahead of bytes in its ring: TCP sends the FIN
+ * again, and by then they are settled.
  */
 static void shunt_destroy(struct sock *sk)
 {
@@ -786,10 +795,8 @@ static void shunt_destroy(struct sock *sk)
 
 	enter();
 	half = shunt_half_of(sk);
-	if (half) {
-		SHUNT_ASSERT(!half->base_ops);
-		shunt_half_detach(half, SHUNT_KMOD_EXIT_LEFT_CLOSED);
-	}
+	if (half)
+		shunt_half_abandon(half);
 	proto_below(sk)->destroy(sk);
 	leave();
 }

@@ -109,9 +109,11 @@ static void order_trim(struct sk_buff *skb, u32 n)
 
 /*
  * Settles as much of the ring as the order has room for, which takes over the
- * order. Own lock, or slock while nobody owns sk.
+ * order. Own lock, or slock while nobody owns sk. Bytes are announced to
+ * sleepers once: by the sender if the reader looks at the ring, else here, for
+ * an edge-triggered epoll would report them twice.
  */
-static void order_execute(struct shunt_half *half, struct sk_buff *skb)
+static void order_execute(struct shunt_half *half, struct sk_buff *skb, bool announce)
 {
 	struct sock *sk = half->sk;
 	struct tcp_sock *tp = tcp_sk(sk);
@@ -157,7 +159,7 @@ static void order_execute(struct shunt_half *half, struct sk_buff *skb)
 	skb_set_owner_r(skb, sk);
 	shunt_ring_consume(&half->rx, n);
 	shunt_count(SETTLED);
-	if (tcp_epollin_ready(sk, READ_ONCE(sk->sk_rcvlowat)))
+	if (announce && tcp_epollin_ready(sk, READ_ONCE(sk->sk_rcvlowat)))
 		READ_ONCE(sk->sk_data_ready)(sk);
 }
 
@@ -167,7 +169,7 @@ void shunt_settle(struct shunt_half *half)
 
 	SHUNT_ASSERT(sock_owned_by_user_nocheck(half->sk));
 	if (n)
-		order_execute(half, order_alloc(n));
+		order_execute(half, order_alloc(n), !half->reads_ring);
 }
 
 /*
@@ -176,7 +178,7 @@ void shunt_settle(struct shunt_half *half)
  * that has detached is sealed and empty, so it never gets one (it flushes its
  * backlog after it emptied the ring, and the slock orders the two).
  */
-static void settle_from_outside(struct shunt_half *target)
+static void settle_from_outside(struct shunt_half *target, bool announce)
 {
 	struct sock *sk = target->sk;
 	struct sk_buff *order;
@@ -188,7 +190,7 @@ static void settle_from_outside(struct shunt_half *target)
 	local_bh_disable();
 	bh_lock_sock_nested(sk);
 	if (!sock_owned_by_user(sk))
-		order_execute(target, order);
+		order_execute(target, order, announce || !target->reads_ring);
 	else if (!shunt_ring_used(&target->rx) || sk_add_backlog(sk, order, INT_MAX))
 		kfree_skb(order);
 	bh_unlock_sock(sk);
@@ -204,7 +206,7 @@ void shunt_settle_peer(struct shunt_half *half)
 	SHUNT_ASSERT(sock_owned_by_user_nocheck(half->sk));
 	if (!half->armed)
 		return;
-	settle_from_outside(half->peer);
+	settle_from_outside(half->peer, false);
 	/* The peer may be owned, so this may be old; an old edge is a valid one. */
 	edge = READ_ONCE(peer->rcv_wup);
 	smp_rmb();
@@ -216,7 +218,10 @@ void shunt_settle_peer(struct shunt_half *half)
 
 void shunt_settle_stale(struct shunt_half *half)
 {
-	settle_from_outside(half);
+	/* A second announcement is worth it here: a task that slept in TCP's
+	 * recv since before the pair was joined may be the only reader left.
+	 */
+	settle_from_outside(half, true);
 }
 
 int shunt_backlog_rcv(struct sock *sk, struct sk_buff *skb)
@@ -225,7 +230,7 @@ int shunt_backlog_rcv(struct sock *sk, struct sk_buff *skb)
 	struct shunt_half *half = shunt_half_of(sk);
 
 	if (is_order(skb)) {
-		order_execute(half, skb);
+		order_execute(half, skb, !half->reads_ring);
 		return 0;
 	}
 	return half->base_backlog_rcv(sk, skb);
