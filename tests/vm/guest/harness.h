@@ -19,8 +19,8 @@ struct Registrar {
   explicit Registrar(const Test& test);
 };
 
-#define TEST(name, seconds)                                               \
-  static void test_##name();                                              \
+#define TEST(name, seconds)                                                \
+  static void test_##name();                                               \
   static guest::Registrar registrar_##name({#name, test_##name, seconds}); \
   static void test_##name()
 
@@ -28,17 +28,18 @@ struct Registrar {
 [[noreturn]] __attribute__((format(printf, 1, 2))) void Fail(const char* format, ...);
 [[noreturn]] __attribute__((format(printf, 1, 2))) void Skip(const char* format, ...);
 
-#define CHECK(condition) \
-  do {                   \
-    if (!(condition)) guest::Fail("%s:%d: %s (errno %d)", __FILE_NAME__, __LINE__, #condition, errno); \
+#define CHECK(condition)                                                               \
+  do {                                                                                 \
+    if (!(condition))                                                                  \
+      guest::Fail("%s:%d: %s (errno %d)", __FILE_NAME__, __LINE__, #condition, errno); \
   } while (0)
 
-#define CHECK_EQ(a, b)                                                                     \
-  do {                                                                                     \
-    long long a_ = (a), b_ = (b);                                                          \
-    if (a_ != b_)                                                                          \
-      guest::Fail("%s:%d: %s is %lld, not %s = %lld (errno %d)", __FILE_NAME__, __LINE__, \
-                  #a, a_, #b, b_, errno);                                                  \
+#define CHECK_EQ(a, b)                                                                            \
+  do {                                                                                            \
+    long long a_ = (a), b_ = (b);                                                                 \
+    if (a_ != b_)                                                                                 \
+      guest::Fail("%s:%d: %s is %lld, not %s = %lld (errno %d)", __FILE_NAME__, __LINE__, #a, a_, \
+                  #b, b_, errno);                                                                 \
   } while (0)
 
 // What a program saw, line by line; two of them are compared.

@@ -34,7 +34,8 @@ void ReconnectTo(int fd, int listener) {
   sockaddr_storage address;
   socklen_t length = sizeof address;
   getsockname(listener, reinterpret_cast<sockaddr*>(&address), &length);
-  if (connect(fd, reinterpret_cast<sockaddr*>(&address), length)) Fail("reconnect: errno %d", errno);
+  if (connect(fd, reinterpret_cast<sockaddr*>(&address), length))
+    Fail("reconnect: errno %d", errno);
 }
 
 void WaitNoPairs(Device& device) {
@@ -257,7 +258,10 @@ TEST(race_pair_and_close, 120) {
       case 0:
         ++joined;
         break;
-      case EAGAIN: case ENOENT: case EOPNOTSUPP: case EPROTO:
+      case EAGAIN:
+      case ENOENT:
+      case EOPNOTSUPP:
+      case EPROTO:
         ++refused;
         break;
       default:
@@ -343,11 +347,21 @@ TEST(random_ioctls, 120) {
     for (unsigned char* p = bytes; p < bytes + sizeof argument; ++p) *p = Random();
     unsigned long command = SHUNT_IOC_PAIR;
     switch (Random() % 8) {
-      case 0: command = SHUNT_IOC_UNPAIR; break;
-      case 1: command = SHUNT_IOC_LIST; break;
-      case 2: command = SHUNT_IOC_COUNTERS; break;
-      case 3: command = SHUNT_IOC_POLICY; break;
-      case 4: command = _IOC(Random() % 4, 0xA7, Random() % 16, Random() % 512); break;
+      case 0:
+        command = SHUNT_IOC_UNPAIR;
+        break;
+      case 1:
+        command = SHUNT_IOC_LIST;
+        break;
+      case 2:
+        command = SHUNT_IOC_COUNTERS;
+        break;
+      case 3:
+        command = SHUNT_IOC_POLICY;
+        break;
+      case 4:
+        command = _IOC(Random() % 4, 0xA7, Random() % 16, Random() % 512);
+        break;
       default:
         memcpy(argument, &good, sizeof good);
         for (int flips = Random() % 4; flips; --flips) {

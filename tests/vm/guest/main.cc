@@ -174,7 +174,8 @@ unsigned Random() {
 
 int main(int argc, char** argv) {
   const char* given = getenv("SEED");
-  guest::seed = given ? strtoull(given, nullptr, 10) : static_cast<unsigned long long>(time(nullptr));
+  guest::seed =
+      given ? strtoull(given, nullptr, 10) : static_cast<unsigned long long>(time(nullptr));
   int kmsg = open("/dev/kmsg", O_RDONLY | O_NONBLOCK | O_CLOEXEC);
   int passed = 0, failed = 0, skipped = 0;
   bool known = argc < 2;

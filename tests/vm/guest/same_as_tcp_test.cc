@@ -81,9 +81,9 @@ void NotePoll(Transcript& t, const char* what, int fd) {
   t.Add("%s poll 0x%x", what, p.revents);
 }
 
-#define SAME(name)                                                  \
-  static void Scenario_##name(Connection& c, Transcript& t);        \
-  TEST(same_##name, 60) { SameAsTcp(Scenario_##name); }             \
+#define SAME(name)                                           \
+  static void Scenario_##name(Connection& c, Transcript& t); \
+  TEST(same_##name, 60) { SameAsTcp(Scenario_##name); }      \
   static void Scenario_##name(Connection& c, Transcript& t)
 
 SAME(splice_read) {
@@ -309,7 +309,8 @@ SAME(tcp_info) {
   // include/uapi/linux/tcp.h: tcpi_bytes_acked 120, tcpi_bytes_received 128, tcpi_bytes_sent 200.
   t.Add("state %d %d acked %llu received %llu sent %llu", a.tcpi_state, b.tcpi_state, at(0, 120),
         at(1, 128), at(0, 200));
-  t.Add("unacked %u retransmits %u total %u", a.tcpi_unacked, a.tcpi_retransmits, a.tcpi_total_retrans);
+  t.Add("unacked %u retransmits %u total %u", a.tcpi_unacked, a.tcpi_retransmits,
+        a.tcpi_total_retrans);
 }
 
 SAME(shutdown_then_send) {

@@ -62,7 +62,8 @@ void Run(int fd, uint64_t mine, uint64_t theirs, uint64_t bytes, int disturbance
       for (size_t i = 0; i < n; ++i) out[i] = Pattern(mine, sent + i);
       int flags = disturbance == kDisturbed && Random() % 8 == 0 ? MSG_MORE : 0;
       ssize_t done = send(fd, out, n, flags);
-      if (done < 0 && errno != EAGAIN) Fail("send: errno %d at byte %llu", errno, (unsigned long long)sent);
+      if (done < 0 && errno != EAGAIN)
+        Fail("send: errno %d at byte %llu", errno, (unsigned long long)sent);
       if (done > 0) sent += done;
     }
     if (p.revents & (POLLIN | POLLHUP | POLLERR)) {
@@ -70,18 +71,22 @@ void Run(int fd, uint64_t mine, uint64_t theirs, uint64_t bytes, int disturbance
       if (disturbance == kDisturbed && Random() % 8 == 0) {
         ssize_t peeked = recv(fd, in, RandomSize(), MSG_PEEK);
         for (ssize_t i = 0; i < peeked; ++i) {
-          if (in[i] != Pattern(theirs, got + i)) Fail("peeked byte %llu is wrong", (unsigned long long)(got + i));
+          if (in[i] != Pattern(theirs, got + i))
+            Fail("peeked byte %llu is wrong", (unsigned long long)(got + i));
         }
       }
       if (disturbance == kDisturbed && Random() % 8 == 0) flags = MSG_WAITALL;
       ssize_t n = recv(fd, in, RandomSize(), flags);
-      if (n < 0 && errno != EAGAIN) Fail("recv: errno %d at byte %llu", errno, (unsigned long long)got);
+      if (n < 0 && errno != EAGAIN)
+        Fail("recv: errno %d at byte %llu", errno, (unsigned long long)got);
       if (n == 0) {
-        if (got != bytes) Fail("EOF after %llu of %llu bytes", (unsigned long long)got, (unsigned long long)bytes);
+        if (got != bytes)
+          Fail("EOF after %llu of %llu bytes", (unsigned long long)got, (unsigned long long)bytes);
         eof = true;
       }
       for (ssize_t i = 0; i < n; ++i) {
-        if (in[i] != Pattern(theirs, got + i)) Fail("byte %llu is wrong", (unsigned long long)(got + i));
+        if (in[i] != Pattern(theirs, got + i))
+          Fail("byte %llu is wrong", (unsigned long long)(got + i));
       }
       if (n > 0) got += n;
       if (got > bytes) Fail("more bytes than were sent");

@@ -202,8 +202,10 @@ TEST(bounded_without_reader, 60) {
   long long got = 0;
   for (int i = 0; i < 5000 && got < by_us; ++i) {
     ssize_t n = read(paired.b, sink.data(), sink.size());
-    if (n > 0) got += n;
-    else usleep(1000);
+    if (n > 0)
+      got += n;
+    else
+      usleep(1000);
   }
   CHECK_EQ(got, by_us);
 }
