@@ -99,12 +99,11 @@ static struct sk_buff *order_alloc(u32 n)
 /* Shrinks an order to n bytes, giving back whole pages that it does not need. */
 static void order_trim(struct sk_buff *skb, u32 n)
 {
-	int pages = skb_shinfo(skb)->nr_frags;
-
 	if (n == skb->len)
 		return;
 	pskb_trim(skb, n);
-	skb->truesize -= (pages - skb_shinfo(skb)->nr_frags) * PAGE_SIZE;
+	/* Trimming may or may not have moved the rest into the head and counted anew. */
+	skb->truesize = SKB_TRUESIZE(skb_end_offset(skb)) + skb_shinfo(skb)->nr_frags * PAGE_SIZE;
 }
 
 /*

@@ -341,7 +341,7 @@ TEST(random_ioctls, 120) {
   Device device;
   Connection c;
   alignas(8) unsigned char argument[512];
-  for (int i = 0; i < 200000; ++i) {
+  for (int i = 0; i < 40000; ++i) {
     shunt_kmod_pair good = RequestFor(c.a, c.b);
     unsigned char* bytes = argument;
     for (unsigned char* p = bytes; p < bytes + sizeof argument; ++p) *p = Random();

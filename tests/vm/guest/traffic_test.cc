@@ -20,14 +20,14 @@ namespace {
 
 void TwoWay(Family family, int runs, uint64_t bytes, int disturbance) {
   Device device;
+  uint64_t before = device.Counter(SHUNT_KMOD_EXIT_SENT);
   for (int run = 0; run < runs; ++run) {
     Connection c(family);
     device.MustPair(c.a, c.b);
-    uint64_t before = device.Counter(SHUNT_KMOD_EXIT_SENT);
     ExchangeBothWays(c.a, c.b, bytes, disturbance);
-    // No empty pass: the ring has carried bytes.
-    CHECK(device.Counter(SHUNT_KMOD_EXIT_SENT) > before);
   }
+  // No empty pass: the ring has carried bytes.
+  CHECK(device.Counter(SHUNT_KMOD_EXIT_SENT) > before + runs);
 }
 
 TEST(traffic_random_v4, 120) { TwoWay(Family::kV4, 20, 1 << 20, kPlain); }
@@ -129,7 +129,8 @@ TEST(unload_under_load, 600) {
         Device device;
         for (Connection* c : connections) {
           int error = device.Pair(c->a, c->b);
-          if (error && error != EAGAIN && error != EOPNOTSUPP && error != EALREADY) {
+          if (error && error != EAGAIN && error != EOPNOTSUPP && error != EALREADY &&
+              error != ENOENT) {
             Fail("pair: errno %d", error);
           }
         }
