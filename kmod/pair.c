@@ -101,6 +101,8 @@ static void pair_unlink(struct shunt_pair *pair)
 
 	if (!SHUNT_MUTANT(3))
 		spin_lock_bh(&bucket->lock);
+	lockdep_assert_held(&bucket->lock);
+	SHUNT_ASSERT(spin_is_locked(&bucket->lock));
 	linked = !hlist_unhashed(&pair->node);
 	if (linked)
 		hlist_del_init_rcu(&pair->node);

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // One TCP connection between two sockets of this process.
 #ifndef SHUNT_TESTS_VM_GUEST_CONNECTION_H_
 #define SHUNT_TESTS_VM_GUEST_CONNECTION_H_

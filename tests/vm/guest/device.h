@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // /dev/shunt, and the module itself.
 #ifndef SHUNT_TESTS_VM_GUEST_DEVICE_H_
 #define SHUNT_TESTS_VM_GUEST_DEVICE_H_

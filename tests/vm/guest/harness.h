@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What a guest test is made of. Each test runs in its own process, with a time
 // limit, and fails if the kernel reports anything meanwhile.
 #ifndef SHUNT_TESTS_VM_GUEST_HARNESS_H_

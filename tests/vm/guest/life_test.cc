@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // How pairs end: by either end, by options, by their owner, under races.
 #include <errno.h>
 #include <fcntl.h>

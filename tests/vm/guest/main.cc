@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Runs the tests named on the command line, or all. One line each on standard
 // output: "ok NAME", "FAILED NAME: why" or "SKIPPED NAME: why".
 #include <errno.h>

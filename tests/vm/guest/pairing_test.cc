@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Who may be paired, and who is refused with which errno.
 #include <errno.h>
 #include <fcntl.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What a program can see, on a plain connection and on a paired one: the two
 // transcripts are equal. Each scenario runs on v4, v6 and v4-mapped, with bytes
 // that came by the ring before and bytes that lie in it.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Random traffic in both directions at once, every byte checked.
 #ifndef SHUNT_TESTS_VM_GUEST_STREAM_H_
 #define SHUNT_TESTS_VM_GUEST_STREAM_H_
