@@ -180,7 +180,8 @@ u32 shunt_pair_list(u64 *cursor, struct shunt_kmod_record *records, u32 count)
 
 struct shunt_half *shunt_half_of(const struct sock *sk)
 {
-	struct shunt_half *half = rcu_dereference_sk_user_data(sk);
+	void *data = rcu_dereference_check(__sk_user_data(sk), lockdep_sock_is_held(sk));
+	struct shunt_half *half = (void *)((uintptr_t)data & SK_USER_DATA_PTRMASK);
 
 	/* Detaching restores sk_prot before it clears sk_user_data, which may
 	 * then become another's: what was read is ours only if the protocol
