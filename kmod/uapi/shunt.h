@@ -243,4 +243,145 @@ struct shunt_meta {
 	__u32 zero;
 };
 
+/*
+ * /dev/shunt: the module's engine. Mode 0600, and CAP_NET_ADMIN of the initial
+ * user namespace at open. One open file is one owner: the pairs it made follow
+ * its policy when it closes (also by SIGKILL).
+ *
+ * Every refusal has its own errno and its own counter, and changes nothing:
+ *   ENOTTY           unknown command or wrong size of its argument
+ *   EPROTONOSUPPORT  abi_version is not the module's
+ *   EINVAL           unknown flag, or padding that is not zero
+ *   EAFNOSUPPORT     family is not AF_INET or AF_INET6, or IPv6 is off
+ *   ENONET           no network namespace has that cookie
+ *   ENOENT           no TCP socket has that tuple there
+ *   ESTALE           the socket of that tuple has another cookie
+ *   ELOOP            both ends name one socket
+ *   EOPNOTSUPP       not ESTABLISHED, or shut down
+ *   EALREADY         an end is paired
+ *   EBUSY            an end has a ULP, sits in a sockmap, or is not plain TCP
+ *   EPERM            repair mode (pairing), or no CAP_NET_ADMIN (open)
+ *   EAGAIN           bytes are on the way, so the ends cannot be compared: ask again
+ *   EPROTO           nothing is on the way and the sequences disagree: not two
+ *                    ends of one connection
+ *   EDQUOT           this owner has SHUNT_MAX_PAIRS_PER_OWNER pairs
+ *   ESRCH            (unpair) no pair has that id
+ */
+#ifndef __bpf__
+#include <linux/ioctl.h>
+
+#define SHUNT_KMOD_ABI_VERSION 1
+#define SHUNT_MAX_PAIRS_PER_OWNER 65536
+
+/* One end as it sees itself. v4-mapped addresses are AF_INET6. */
+struct shunt_kmod_end {
+	__u8 local_address[16]; /* AF_INET: the first four bytes; the rest zero */
+	__u8 remote_address[16]; /* before NAT on the client's side */
+	__u16 local_port; /* host byte order */
+	__u16 remote_port; /* host byte order */
+	__u16 family;
+	__u16 zero;
+	__u64 socket_cookie; /* SO_COOKIE */
+};
+
+struct shunt_kmod_pair {
+	__u32 abi_version;
+	__u32 flags; /* zero */
+	__u64 netns_cookie; /* SO_NETNS_COOKIE of both ends */
+	struct shunt_kmod_end client;
+	struct shunt_kmod_end server;
+	__u64 pair_id; /* out; never reused */
+};
+
+/* What happens to an owner's pairs when its file closes. */
+enum shunt_owner_policy {
+	SHUNT_OWNER_RELEASE = 0, /* they go back to TCP: the default */
+	SHUNT_OWNER_KEEP = 1, /* they stay; any owner may list and unpair them */
+};
+
+/* One live pair. Bytes are those that crossed without TCP, per direction. */
+struct shunt_kmod_record {
+	__u64 pair_id;
+	__u64 netns_cookie;
+	__u64 client_cookie;
+	__u64 server_cookie;
+	__u64 client_sent_bytes;
+	__u64 server_sent_bytes;
+	__u32 kept; /* 1: its owner has closed */
+	__u32 zero;
+};
+
+/*
+ * Start with cursor 0 and hand back the one returned; count 0 is the end. A
+ * pair that comes or goes meanwhile may be missed or seen twice.
+ */
+struct shunt_kmod_list {
+	__u64 cursor;
+	__u64 records; /* address of struct shunt_kmod_record[count] */
+	__u32 count; /* in: room, at most 1024; out: filled */
+	__u32 zero;
+};
+
+/*
+ * Every exit of the module, one counter each. X(NAME, "reason", "what it
+ * means"); appended to only, so that an older agent reads a prefix.
+ */
+#define SHUNT_KMOD_EXITS(X)                                                       \
+	/* pairing */                                                             \
+	X(PAIRED, "paired", "both ends joined")                                   \
+	X(REFUSED_VERSION, "version", "request of another ABI version")           \
+	X(REFUSED_ARGUMENT, "argument", "unknown flag, padding or family")        \
+	X(REFUSED_NETNS, "netns", "no such network namespace")                    \
+	X(REFUSED_NO_SOCKET, "no_socket", "no TCP socket has that tuple")         \
+	X(REFUSED_COOKIE, "cookie", "tuple belongs to another socket by now")     \
+	X(REFUSED_SAME, "same_end", "both ends are one socket")                   \
+	X(REFUSED_STATE, "state", "not ESTABLISHED, or shut down")                \
+	X(REFUSED_TWICE, "twice", "an end is paired already")                     \
+	X(REFUSED_OTHER_OWNER, "other_owner", "ULP, sockmap, MPTCP or changed protocol")\
+	X(REFUSED_REPAIR, "repair", "socket is being repaired")                   \
+	X(REFUSED_IN_FLIGHT, "in_flight", "bytes on the way: ask again")          \
+	X(REFUSED_STRANGERS, "strangers", "sequences disagree")                   \
+	X(REFUSED_LIMIT, "limit", "owner has as many pairs as it may")            \
+	X(REFUSED_MEMORY, "memory", "no memory for the rings")                    \
+	/* one per sendmsg */                                                     \
+	X(SENT, "sent", "placed in the peer's ring")                              \
+	X(TCP_STATE, "tcp_state", "sender is shut down, failed or not ESTABLISHED")\
+	X(TCP_FLAGS, "tcp_flags", "flag or control message that only TCP knows")  \
+	X(TCP_UNSENT, "tcp_unsent", "TCP has bytes to send first")                \
+	X(TCP_PEER, "tcp_peer", "peer is shut down or gone")                      \
+	X(TCP_UNARMED, "tcp_unarmed", "peer has not taken all that TCP sent")     \
+	X(TCP_SEALED, "tcp_sealed", "peer is inside a call that only TCP knows")  \
+	X(TCP_FULL, "tcp_full", "peer holds a receive buffer's worth unread")     \
+	/* ring */                                                                \
+	X(ARMED, "armed", "direction checked and opened")                         \
+	X(SETTLED, "settled", "ring bytes became a segment of the receive queue") \
+	X(WAITED, "waited", "sender waited for room in the ring")                 \
+	/* how an end left */                                                     \
+	X(LEFT_CLOSED, "left_closed", "close()")                                  \
+	X(LEFT_DISCONNECTED, "left_disconnected", "connect(AF_UNSPEC) or abort")  \
+	X(LEFT_OPTION, "left_option", "TCP_ULP, TCP_REPAIR, TCP_MD5SIG or IPV6_ADDRFORM")\
+	X(LEFT_SPLIT, "left_split", "unpaired: by request, owner, peer or unload")\
+	X(RESTARTED, "restarted", "blocked call restarted on plain TCP")
+
+enum shunt_kmod_exit {
+#define SHUNT_KMOD_EXIT_ENUM(name, reason, text) SHUNT_KMOD_EXIT_##name,
+	SHUNT_KMOD_EXITS(SHUNT_KMOD_EXIT_ENUM)
+#undef SHUNT_KMOD_EXIT_ENUM
+	SHUNT_KMOD_EXIT_COUNT
+};
+
+struct shunt_kmod_counters {
+	__u64 values; /* address of __u64[count] */
+	__u32 count; /* in: room; out: how many the module has */
+	__u32 zero;
+};
+
+#define SHUNT_IOC_VERSION _IOR(0xA7, 0, __u32)
+#define SHUNT_IOC_PAIR _IOWR(0xA7, 1, struct shunt_kmod_pair)
+#define SHUNT_IOC_UNPAIR _IOW(0xA7, 2, __u64)
+#define SHUNT_IOC_LIST _IOWR(0xA7, 3, struct shunt_kmod_list)
+#define SHUNT_IOC_COUNTERS _IOWR(0xA7, 4, struct shunt_kmod_counters)
+#define SHUNT_IOC_POLICY _IOW(0xA7, 5, __u32) /* enum shunt_owner_policy */
+#endif /* !__bpf__ */
+
 #endif /* SHUNT_UAPI_SHUNT_H */

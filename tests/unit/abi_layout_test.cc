@@ -56,6 +56,48 @@ static_assert(offsetof(shunt_policy, range_count) == 8);
 static_assert(offsetof(shunt_policy, zero) == 12);
 static_assert(offsetof(shunt_policy, ranges) == 16);
 
+// /dev/shunt: what ioctl numbers carry is their size, so a change is ENOTTY.
+static_assert(SHUNT_KMOD_ABI_VERSION == 1);
+static_assert(SHUNT_OWNER_RELEASE == 0 && SHUNT_OWNER_KEEP == 1);
+
+static_assert(sizeof(shunt_kmod_end) == 48 && alignof(shunt_kmod_end) == 8);
+static_assert(offsetof(shunt_kmod_end, local_address) == 0);
+static_assert(offsetof(shunt_kmod_end, remote_address) == 16);
+static_assert(offsetof(shunt_kmod_end, local_port) == 32);
+static_assert(offsetof(shunt_kmod_end, remote_port) == 34);
+static_assert(offsetof(shunt_kmod_end, family) == 36);
+static_assert(offsetof(shunt_kmod_end, zero) == 38);
+static_assert(offsetof(shunt_kmod_end, socket_cookie) == 40);
+
+static_assert(sizeof(shunt_kmod_pair) == 120 && alignof(shunt_kmod_pair) == 8);
+static_assert(offsetof(shunt_kmod_pair, abi_version) == 0);
+static_assert(offsetof(shunt_kmod_pair, flags) == 4);
+static_assert(offsetof(shunt_kmod_pair, netns_cookie) == 8);
+static_assert(offsetof(shunt_kmod_pair, client) == 16);
+static_assert(offsetof(shunt_kmod_pair, server) == 64);
+static_assert(offsetof(shunt_kmod_pair, pair_id) == 112);
+
+static_assert(sizeof(shunt_kmod_record) == 56 && alignof(shunt_kmod_record) == 8);
+static_assert(offsetof(shunt_kmod_record, pair_id) == 0);
+static_assert(offsetof(shunt_kmod_record, netns_cookie) == 8);
+static_assert(offsetof(shunt_kmod_record, client_cookie) == 16);
+static_assert(offsetof(shunt_kmod_record, server_cookie) == 24);
+static_assert(offsetof(shunt_kmod_record, client_sent_bytes) == 32);
+static_assert(offsetof(shunt_kmod_record, server_sent_bytes) == 40);
+static_assert(offsetof(shunt_kmod_record, kept) == 48);
+static_assert(offsetof(shunt_kmod_record, zero) == 52);
+
+static_assert(sizeof(shunt_kmod_list) == 24 && sizeof(shunt_kmod_counters) == 16);
+static_assert(offsetof(shunt_kmod_list, cursor) == 0);
+static_assert(offsetof(shunt_kmod_list, records) == 8);
+static_assert(offsetof(shunt_kmod_list, count) == 16);
+static_assert(offsetof(shunt_kmod_counters, values) == 0);
+static_assert(offsetof(shunt_kmod_counters, count) == 8);
+
+// An older agent reads a prefix of the counters: the first and the last so far.
+static_assert(SHUNT_KMOD_EXIT_PAIRED == 0 && SHUNT_KMOD_EXIT_SENT == 15);
+static_assert(SHUNT_KMOD_EXIT_RESTARTED == 30 && SHUNT_KMOD_EXIT_COUNT == 31);
+
 static_assert(sizeof(shunt_pod_totals) == 32 && alignof(shunt_pod_totals) == 8);
 static_assert(offsetof(shunt_pod_totals, pairs_made) == 0);
 static_assert(offsetof(shunt_pod_totals, pairs_ended) == 8);
