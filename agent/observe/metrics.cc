@@ -262,7 +262,9 @@ std::vector<MetricFamily> NodeCollector::Collect() const {
   const absl::StatusOr<std::vector<PodView>> pods = view_->Pods();
   if (pods.ok()) {
     families.push_back(PodsByState(*pods));
-    families.push_back(LiveBeforeByPod(*pods));
+    if (MetricFamily live_before = LiveBeforeByPod(*pods); !live_before.metric.empty()) {
+      families.push_back(std::move(live_before));
+    }
   }
   for (const absl::Status& part : {status.status(), pods.status()}) {
     if (!part.ok()) {
