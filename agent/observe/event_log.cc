@@ -116,11 +116,11 @@ EventLog::Verdict EventLog::JudgeObserved(const shunt_event& event) {
 EventLog::Verdict EventLog::JudgeWorkload(uint32_t reason) {
   switch (reason) {
     case SHUNT_EXIT_WORKLOAD_NEW:
-      return {log::Level::kInfo, "workload is new: on TCP while it is watched"};
+      return {log::Level::kInfo, "workload is new: it is watched while on TCP"};
     case SHUNT_EXIT_WORKLOAD_UNSEEN:
       return {log::Level::kDebug, "workload is still new: to be watched"};
     case SHUNT_EXIT_WORKLOAD_CLEAN:
-      return {log::Level::kInfo, "workload is clean: its connections are accelerated"};
+      return {log::Level::kInfo, "workload is clean: nothing speaks against accelerating it"};
     default:
       return {log::Level::kWarning, "workload stays on TCP"};
   }
