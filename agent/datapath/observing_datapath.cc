@@ -232,7 +232,9 @@ std::string ObservingDatapath::UidOf(uint32_t pod_id) const {
 absl::Status ObservingDatapath::DrainEvents(
     const std::function<void(const shunt_event&)>& receive) {
   receive_ = [this, &receive](const shunt_event& event) {
-    if (event.kind == SHUNT_EVENT_WORKLOAD && event.reason == SHUNT_EXIT_WORKLOAD_NEW) {
+    if (event.kind == SHUNT_EVENT_OBSERVED && IsNew({event.pod, event.port})) {
+      Watch();
+    } else if (event.kind == SHUNT_EVENT_WORKLOAD && event.reason == SHUNT_EXIT_WORKLOAD_NEW) {
       Watch();
     }
     receive(event);
@@ -240,6 +242,12 @@ absl::Status ObservingDatapath::DrainEvents(
   const int got = ring_buffer__consume(events_.get());
   receive_ = nullptr;
   return got < 0 ? ErrnoStatus(got, "reading ring buffer of events") : absl::OkStatus();
+}
+
+bool ObservingDatapath::IsNew(const shunt_workload_key& key) const {
+  shunt_workload workload = {};
+  return bpf_map_lookup_elem(bpf_map__fd(skeleton_->maps.workloads), &key, &workload) == 0 &&
+         workload.state == SHUNT_WORKLOAD_WATCHED;
 }
 
 void ObservingDatapath::Watch() {

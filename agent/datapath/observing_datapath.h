@@ -84,6 +84,8 @@ class ObservingDatapath : public Datapath {
   absl::Status Attach(const PodTarget& pod);
   absl::Status WritePolicy(const ObservedPod& pod);
   PodObservation ObservationOf(uint32_t pod_id) const;
+  // Has too little been seen of its programs to call it clean or a hazard?
+  bool IsNew(const shunt_workload_key& key) const;
   void Watch();
 
   ObservingDatapathOptions options_;
