@@ -19,6 +19,7 @@
 #include "agent/base/status.h"
 #include "agent/base/version.h"
 #include "agent/datapath/bpf_datapath.h"
+#include "agent/datapath/observing_datapath.h"
 #include "agent/observe/pairs.h"
 #include "agent/probe/probe.h"
 #include "agent/source/static_source.h"
@@ -46,6 +47,24 @@ absl::StatusOr<AgentConfig> LoadChecked(const std::string& path) {
     }
   }
   return config;
+}
+
+// What one pod's observation adds to the node's.
+void AddTo(const PodObservation& pod, NodeStatus* status) {
+  if (!status->observation.has_value()) {
+    status->observation.emplace();
+  }
+  PodObservation& node = *status->observation;
+  node.would_accelerate += pod.would_accelerate;
+  node.receives += pod.receives;
+  node.received_bytes += pod.received_bytes;
+  for (const auto& [verdict, count] : pod.would_stay) {
+    node.would_stay[verdict] += count;
+    status->connections_plain += count;
+  }
+  for (const auto& [port, hazards] : pod.hazards) {
+    node.hazards[port] |= hazards;
+  }
 }
 
 }  // namespace
@@ -86,7 +105,13 @@ absl::Status Agent::ChooseEngine(const AgentOptions& options, const AgentConfig&
   EngineDecision decision;
   ProbeReport report;
   if (options.dry_run) {
-    decision = {"none", "dry_run", "--dry-run: nothing is attached"};
+    SHUNT_ASSIGN_OR_RETURN(report, RunProbes(ProbeScope::kEssential), "probing the kernel");
+    const absl::StatusOr<EngineDecision> real = Choose(choice, report, /*kmod_present=*/false);
+    decision = {"none", "dry_run",
+                absl::StrCat("--dry-run: connections are looked at, none is changed; without it: ",
+                             real.ok() ? absl::StrCat(real->engine, ", ", real->detail)
+                                       : std::string(real.status().message()))};
+    decision.fionread_counts_tcp_bytes = !real.ok() || real->fionread_counts_tcp_bytes;
   } else if (choice == EngineChoice::kNone) {
     decision = {"none", "configured", "engine: none"};
   } else {
@@ -95,7 +120,10 @@ absl::Status Agent::ChooseEngine(const AgentOptions& options, const AgentConfig&
                            "choosing the engine");
   }
   std::unique_ptr<Datapath> datapath;
-  if (decision.engine == "sockhash") {
+  if (options.dry_run) {
+    SHUNT_ASSIGN_OR_RETURN(
+        datapath, ObservingDatapath::Open({config.bpffs, decision.fionread_counts_tcp_bytes}), "");
+  } else if (decision.engine == "sockhash") {
     BpfDatapathOptions datapath_options;
     datapath_options.bpffs = config.bpffs;
     datapath_options.max_pairs = options.max_pairs;
@@ -216,7 +244,7 @@ absl::Status Agent::Run() {
       return ErrnoStatus(errno, "waiting for work");
     }
     if (waits[0].revents != 0) {
-      log::Info("stopping; acceleration stays in place", {{"reason", "signal"}});
+      log::Info("stopping; what is accelerated stays so", {{"reason", "signal"}});
       return absl::OkStatus();
     }
     uint64_t ignored;
@@ -247,14 +275,17 @@ absl::StatusOr<NodeStatus> Agent::Status() {
   SHUNT_ASSIGN_OR_RETURN(const auto pods, datapath_->ReadPods(), "reading pods");
   for (const auto& [uid, counts] : pods) {
     status.pairs_live += counts.pairs_live;
+    if (counts.observation.has_value()) {
+      AddTo(*counts.observation, &status);
+    }
   }
   for (const PodStanding& standing : reconciler_->Standings()) {
     status.pods_enrolling += standing.state == PodState::kEnrolling;
   }
   // Each connection to a listed port passes its server's callback once.
   const ExitCounts& exits = status.totals.exits;
-  status.connections_plain = exits[SHUNT_EXIT_SERVER_ALONE] + exits[SHUNT_EXIT_ORPHAN_RELEASED] +
-                             exits[SHUNT_EXIT_REFUSED_FAST_OPEN];
+  status.connections_plain += exits[SHUNT_EXIT_SERVER_ALONE] + exits[SHUNT_EXIT_ORPHAN_RELEASED] +
+                              exits[SHUNT_EXIT_REFUSED_FAST_OPEN];
   return status;
 }
 

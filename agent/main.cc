@@ -72,7 +72,8 @@ int main(int argc, char** argv) {
   app.add_option("--config", options.config_path, "configuration file (YAML)")->required();
   app.add_option("--engine", engine, "auto, sockhash, kmod or none; overrides the file")
       ->check(CLI::IsMember(kEngines));
-  app.add_flag("--dry-run", options.dry_run, "attach nothing, only say what would be done");
+  app.add_flag("--dry-run", options.dry_run,
+               "observe: count what would be accelerated, change nothing");
   app.add_option("--max-pairs", options.max_pairs, "connections accelerated at once")
       ->check(CLI::Range(1u, 1u << 20));
   app.add_option("--log-level", level, "debug, info, warning or error")

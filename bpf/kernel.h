@@ -44,6 +44,7 @@ struct proto {
 
 struct sock_common {
 	unsigned char skc_state;
+	unsigned short skc_num; /* local port */
 	struct proto *skc_prot;
 	unsigned long skc_flags;
 	atomic64_t skc_cookie;
@@ -53,6 +54,23 @@ struct sock_common {
 typedef struct {
 	unsigned int val;
 } kuid_t;
+
+struct kernfs_node {
+	__u64 id;
+};
+
+struct cgroup_subsys_state {
+	struct cgroup_subsys_state *parent;
+};
+
+struct cgroup {
+	struct cgroup_subsys_state self;
+	struct kernfs_node *kn;
+};
+
+struct sock_cgroup_data {
+	struct cgroup *cgroup;
+};
 
 typedef struct {
 	int owned;
@@ -70,6 +88,8 @@ struct sock {
 	int sk_err;
 	void *sk_user_data;
 	kuid_t sk_uid;
+	__u16 sk_protocol;
+	struct sock_cgroup_data sk_cgrp_data;
 	struct timer_list sk_timer;
 };
 
@@ -155,6 +175,11 @@ struct seq_file;
 
 struct bpf_iter_meta {
 	struct seq_file *seq;
+};
+
+struct bpf_iter__task_file {
+	struct bpf_iter_meta *meta;
+	struct file *file;
 };
 
 struct bpf_iter__sockmap {

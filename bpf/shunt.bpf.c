@@ -24,6 +24,7 @@
 #include "gate.h"
 #include "leave.h"
 #include "maps.h"
+#include "observe.h"
 #include "socket.h"
 #include "watch.h"
 
@@ -35,6 +36,14 @@ char LICENSE[] SEC("license") = "GPL";
 #define EBUSY 16
 #define EEXIST 17
 #define EINVAL 22
+
+/* Tests load two generations of these programs at once, told apart by their tags:
+ * one instruction more. */
+#ifdef SHUNT_GENERATION
+#define MARK_GENERATION() asm volatile("" : : "r"((__u64)SHUNT_GENERATION))
+#else
+#define MARK_GENERATION()
+#endif
 
 extern unsigned long CONFIG_HZ __kconfig;
 
@@ -74,7 +83,7 @@ static __always_inline void announce(struct bpf_sock_ops *ops, const struct shun
 		return;
 	struct shunt_workload_key workload = { .pod = pod->pod, .port = ops->local_port };
 	struct shunt_workload *known = know_workload(&workload);
-	if (!known || known->state == SHUNT_WORKLOAD_HAZARD) {
+	if (!known || (known->state == SHUNT_WORKLOAD_HAZARD && !observes)) {
 		count_exit(SHUNT_EXIT_REFUSED_HAZARD);
 		count_pod(pod->pod, 0, 0, 0, 1);
 		return;
@@ -131,6 +140,36 @@ static __always_inline __u32 take_turn(const struct shunt_end_key *key)
 	return SHUNT_NO_TURN;
 }
 
+/* Why this socket, as it is now, cannot be enrolled; SHUNT_EXIT_COUNT if it can. */
+static __always_inline __u32 refusal_of_socket(struct bpf_sock *sk, struct tcp_sock *tp, __u32 role)
+{
+	/* A Fast Open child is called before its handshake is complete. Any other
+	 * server is still in SYN_RECV here, and ESTABLISHED a few lines later in
+	 * tcp_rcv_state_process(), under the same socket lock. */
+	if (tp->fastopen_rsk)
+		return SHUNT_EXIT_REFUSED_FAST_OPEN;
+	if (sk->state != (role == SHUNT_CLIENT ? BPF_TCP_ESTABLISHED : BPF_TCP_SYN_RECV))
+		return SHUNT_EXIT_REFUSED_STATE;
+	struct sock *kernel_sk = (struct sock *)tp;
+	if (bpf_core_field_exists(tp->is_mptcp) && tp->is_mptcp)
+		return SHUNT_EXIT_REFUSED_MPTCP;
+	if (kernel_sk->sk_user_data)
+		return SHUNT_EXIT_REFUSED_OTHER_OWNER;
+	if (has_unkept_option(kernel_sk))
+		return SHUNT_EXIT_REFUSED_OPTION;
+	return SHUNT_EXIT_COUNT;
+}
+
+static __always_inline void watch_socket(__u64 tcp_sock, __u64 cookie,
+					 const struct shunt_workload_key *workload)
+{
+	struct shunt_watched watch = {
+		.socket_cookie = cookie,
+		.workload = *workload,
+	};
+	bpf_map_update_elem(&watched, &tcp_sock, &watch, BPF_ANY);
+}
+
 /* Puts the socket of this call into the maps; SHUNT_EXIT_COUNT on success, else
  * the reason, and then no trace is left. */
 static __always_inline __u32 join(struct bpf_sock_ops *ops, struct bpf_sock *sk,
@@ -140,20 +179,10 @@ static __always_inline __u32 join(struct bpf_sock_ops *ops, struct bpf_sock *sk,
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
 	if (!tp)
 		return SHUNT_EXIT_REFUSED_ERROR;
-	/* A Fast Open child is called before its handshake is complete. Any other
-	 * server is still in SYN_RECV here, and ESTABLISHED a few lines later in
-	 * tcp_rcv_state_process(), under the same socket lock. */
-	if (tp->fastopen_rsk)
-		return SHUNT_EXIT_REFUSED_FAST_OPEN;
-	if (sk->state != (key->role == SHUNT_CLIENT ? BPF_TCP_ESTABLISHED : BPF_TCP_SYN_RECV))
-		return SHUNT_EXIT_REFUSED_STATE;
 	struct sock *kernel_sk = (struct sock *)tp;
-	if (bpf_core_field_exists(tp->is_mptcp) && tp->is_mptcp)
-		return SHUNT_EXIT_REFUSED_MPTCP;
-	if (kernel_sk->sk_user_data)
-		return SHUNT_EXIT_REFUSED_OTHER_OWNER;
-	if (has_unkept_option(kernel_sk))
-		return SHUNT_EXIT_REFUSED_OPTION;
+	__u32 refusal = refusal_of_socket(sk, tp, key->role);
+	if (refusal != SHUNT_EXIT_COUNT)
+		return refusal;
 	struct shunt_workload *known = know_workload(workload);
 	if (!known)
 		return SHUNT_EXIT_REFUSED_ERROR;
@@ -188,13 +217,8 @@ static __always_inline __u32 join(struct bpf_sock_ops *ops, struct bpf_sock *sk,
 								    SHUNT_NOT_WATCHED,
 		.turn = turn,
 	};
-	if (state->watched) {
-		struct shunt_watched watch = {
-			.socket_cookie = end.socket_cookie,
-			.workload = *workload,
-		};
-		bpf_map_update_elem(&watched, &end.tcp_sock, &watch, BPF_ANY);
-	}
+	if (state->watched)
+		watch_socket(end.tcp_sock, end.socket_cookie, workload);
 	error = bpf_sock_ops_cb_flags_set(
 		ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG |
 			     (fionread_counts_tcp ? 0 : BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG));
@@ -281,6 +305,83 @@ static __always_inline void join_server(struct bpf_sock_ops *ops, struct bpf_soc
 	bpf_map_delete_elem(&sockets, &client);
 	bpf_map_delete_elem(&ends, &client);
 	count_exit(SHUNT_EXIT_ORPHAN_RELEASED);
+}
+
+/* ---- sock_ops: observing -------------------------------------------------- */
+
+/* What join() would say of the socket. If that is yes, watch.h sees it from now on. */
+static __always_inline __u32 observe_end(struct bpf_sock_ops *ops, struct bpf_sock *sk,
+					 const struct shunt_end_key *key,
+					 const struct shunt_workload_key *workload)
+{
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	if (!tp)
+		return SHUNT_EXIT_REFUSED_ERROR;
+	__u32 refusal = refusal_of_socket(sk, tp, key->role);
+	if (refusal != SHUNT_EXIT_COUNT)
+		return refusal;
+	struct shunt_workload *known = know_workload(workload);
+	struct shunt_socket_state *state =
+		bpf_sk_storage_get(&socket_state, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!known || !state)
+		return SHUNT_EXIT_REFUSED_ERROR;
+	*state = (struct shunt_socket_state){
+		.self = *key,
+		.pod = workload->pod,
+		.server_port = workload->port,
+		.gate_closed = 1,
+		.watched = SHUNT_IS_WATCHED,
+		.turn = SHUNT_NO_TURN,
+	};
+	watch_socket((__u64)tp, bpf_get_socket_cookie(ops), workload);
+	return known->state == SHUNT_WORKLOAD_HAZARD ? SHUNT_EXIT_REFUSED_HAZARD : SHUNT_EXIT_COUNT;
+}
+
+static __always_inline void observe_client(struct bpf_sock_ops *ops, struct bpf_sock *sk)
+{
+	struct shunt_end_key key = shunt_end_key_make(bpf_get_netns_cookie(ops), SHUNT_CLIENT,
+						      ops->snd_nxt, ops->rcv_nxt);
+	struct shunt_end_key server = shunt_end_key_peer(key);
+	struct shunt_workload_key *found = bpf_map_lookup_elem(&announced, &server);
+	if (!found)
+		return;
+	struct shunt_workload_key workload = *found;
+	__u32 verdict = observe_end(ops, sk, &key, &workload);
+	bpf_map_update_elem(&observed_clients, &key, &verdict, BPF_ANY);
+}
+
+static __always_inline void observe_server(struct bpf_sock_ops *ops, struct bpf_sock *sk,
+					   const struct shunt_policy *pod)
+{
+	struct shunt_end_key key = shunt_end_key_make(bpf_get_netns_cookie(ops), SHUNT_SERVER,
+						      ops->snd_nxt, ops->rcv_nxt);
+	struct shunt_end_key client = shunt_end_key_peer(key);
+	struct shunt_workload_key workload = { .pod = pod->pod, .port = ops->local_port };
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+
+	bpf_map_delete_elem(&announced, &key);
+	if (!shunt_policy_lists(pod, ops->local_port) || !tp)
+		return;
+	__u32 *of_client = bpf_map_lookup_elem(&observed_clients, &client);
+	__u32 verdict = tp->fastopen_rsk ? SHUNT_EXIT_REFUSED_FAST_OPEN :
+		      of_client	         ? *of_client :
+					   SHUNT_EXIT_SERVER_ALONE;
+	bpf_map_delete_elem(&observed_clients, &client);
+	if (verdict == SHUNT_EXIT_COUNT)
+		verdict = observe_end(ops, sk, &key, &workload);
+	if (verdict == SHUNT_EXIT_COUNT)
+		verdict = SHUNT_EXIT_PAIR_MADE;
+	count_verdict(pod->pod, verdict);
+	struct shunt_event event = {
+		.kind = SHUNT_EVENT_OBSERVED,
+		.reason = verdict,
+		.key = key,
+		.pod = pod->pod,
+		.local_port = ops->local_port,
+		.remote_port = bpf_ntohl(ops->remote_port),
+		.port = ops->local_port,
+	};
+	emit_event(&event, false);
 }
 
 /* ---- sock_ops: leaving --------------------------------------------------- */
@@ -422,6 +523,7 @@ static __always_inline void rescue(struct bpf_sock_ops *ops, struct bpf_sock *sk
 SEC("sockops")
 int shunt_sock_ops(struct bpf_sock_ops *ops)
 {
+	MARK_GENERATION();
 	if (ops->family != AF_INET && ops->family != AF_INET6)
 		return 1;
 	struct shunt_policy *pod = bpf_get_local_storage(&policy, 0);
@@ -433,12 +535,16 @@ int shunt_sock_ops(struct bpf_sock_ops *ops)
 		return 1;
 	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
 		sk = ops->sk;
-		if (sk)
+		if (sk && observes)
+			observe_client(ops, sk);
+		else if (sk)
 			join_client(ops, sk);
 		return 1;
 	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
 		sk = ops->sk;
-		if (sk)
+		if (sk && observes)
+			observe_server(ops, sk, pod);
+		else if (sk)
 			join_server(ops, sk, pod);
 		return 1;
 	case BPF_SOCK_OPS_STATE_CB:
@@ -549,6 +655,7 @@ static __always_inline bool take_my_turn(const struct shunt_socket_state *state,
 
 static __always_inline int pass_or_redirect(struct sk_msg_md *msg, const bool direct)
 {
+	MARK_GENERATION();
 	struct bpf_sock *sk = msg->sk;
 	struct shunt_socket_state *state = sk ? bpf_sk_storage_get(&socket_state, sk, 0, 0) : 0;
 	struct tcp_sock *tp = sk ? bpf_skc_to_tcp_sock(sk) : 0;

@@ -12,6 +12,7 @@
 #ifndef SHUNT_BPF_WATCH_H
 #define SHUNT_BPF_WATCH_H
 
+#include "observe.h"
 #include "socket.h"
 
 #include <bpf/bpf_tracing.h>
@@ -213,8 +214,11 @@ int BPF_PROG(shunt_sock_recv_length, struct sock *sk, int result, int flags)
 		note_hazard(state, SHUNT_HAZARD_TRUNC);
 	if (flags & MSG_OOB)
 		note_hazard(state, SHUNT_HAZARD_OOB);
-	if (result > 0 && !(flags & MSG_PEEK))
+	if (result > 0 && !(flags & MSG_PEEK)) {
+		if (observes)
+			count_observed_receive(state->pod, result);
 		note_receive(state);
+	}
 	return 0;
 }
 

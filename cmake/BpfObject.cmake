@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 #[=[
-bpf_object(<name> <source.bpf.c> [HEADERS <header>...])
+bpf_object(<name> <source.bpf.c> [GENERATION <n>] [HEADERS <header>...])
 
 Compiles a BPF program with clang and turns it into a libbpf skeleton. Yields
 the interface library <name>_skel; linking it makes "<name>.skel.h" includable
-and libbpf available. Needs clang with a BPF target and bpftool.
+and libbpf available. With GENERATION it is compiled with -DSHUNT_GENERATION=<n>,
+and the target is <name>_next_skel. Needs clang with a BPF target and bpftool.
 ]=]
 find_program(BPF_CLANG NAMES clang-16 clang-17 clang-18 clang-19 clang-15 clang-14 clang)
 find_program(BPFTOOL NAMES bpftool PATHS /usr/sbin)
@@ -22,13 +23,22 @@ else()
 endif()
 
 function(bpf_object name source)
-  cmake_parse_arguments(ARG "" "" "HEADERS" ${ARGN})
-  set(object ${CMAKE_CURRENT_BINARY_DIR}/${name}.bpf.o)
-  set(skeleton ${CMAKE_CURRENT_BINARY_DIR}/${name}.skel.h)
+  cmake_parse_arguments(ARG "" "GENERATION" "HEADERS" ${ARGN})
+  set(directory ${CMAKE_CURRENT_BINARY_DIR})
+  set(target ${name})
+  set(definitions)
+  if(ARG_GENERATION)
+    set(directory ${CMAKE_CURRENT_BINARY_DIR}/next)
+    set(target ${name}_next)
+    set(definitions -DSHUNT_GENERATION=${ARG_GENERATION})
+    file(MAKE_DIRECTORY ${directory})
+  endif()
+  set(object ${directory}/${name}.bpf.o)
+  set(skeleton ${directory}/${name}.skel.h)
   add_custom_command(
     OUTPUT ${object}
     COMMAND ${BPF_CLANG} -g -O2 -target bpf -mcpu=v3 -Wall -Wextra -Wno-unused-parameter -Werror
-            -D__TARGET_ARCH_${BPF_ARCH} -I${CMAKE_SOURCE_DIR} -I/usr/include/${CMAKE_LIBRARY_ARCHITECTURE}
+            -D__TARGET_ARCH_${BPF_ARCH} ${definitions} -I${CMAKE_SOURCE_DIR} -I/usr/include/${CMAKE_LIBRARY_ARCHITECTURE}
             -ffile-prefix-map=${CMAKE_SOURCE_DIR}=.
             -c ${CMAKE_CURRENT_SOURCE_DIR}/${source} -o ${object}
     DEPENDS ${source} ${ARG_HEADERS}
@@ -40,9 +50,9 @@ function(bpf_object name source)
     COMMAND echo "// NOLINTEND" >> ${skeleton}
     DEPENDS ${object}
     COMMENT "BPF skeleton ${name}.skel.h")
-  add_custom_target(${name}_skel_files DEPENDS ${skeleton})
-  add_library(${name}_skel INTERFACE)
-  add_dependencies(${name}_skel ${name}_skel_files)
-  target_include_directories(${name}_skel SYSTEM INTERFACE ${CMAKE_CURRENT_BINARY_DIR})
-  target_link_libraries(${name}_skel INTERFACE PkgConfig::LIBBPF)
+  add_custom_target(${target}_skel_files DEPENDS ${skeleton})
+  add_library(${target}_skel INTERFACE)
+  add_dependencies(${target}_skel ${target}_skel_files)
+  target_include_directories(${target}_skel SYSTEM INTERFACE ${directory})
+  target_link_libraries(${target}_skel INTERFACE PkgConfig::LIBBPF)
 endfunction()

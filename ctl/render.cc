@@ -9,6 +9,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "ctl/table.h"
 #include "nlohmann/json.hpp"
@@ -85,6 +86,54 @@ Json ByReason(const v1::GetStatusResponse& status,
   return json;
 }
 
+Json ToJson(const v1::Observation& observation) {
+  Json stay = Json::object();
+  for (const v1::ExitCount& exit : observation.would_stay()) {
+    stay[exit.reason()] = exit.count();
+  }
+  Json hazards = Json::object();
+  for (const v1::ObservedHazard& hazard : observation.hazards()) {
+    hazards[absl::StrCat(hazard.port())] =
+        std::vector<std::string>(absl::StrSplit(hazard.names(), ", "));
+  }
+  return {
+      {"wouldAccelerate", observation.would_accelerate()},
+      {"wouldStay", std::move(stay)},
+      {"hazards", std::move(hazards)},
+      {"receives", observation.receives()},
+      {"receivedBytes", observation.received_bytes()},
+      {"expectedGain", observation.expected_gain()},
+      {"expectedGainBasis", observation.expected_gain_basis()},
+  };
+}
+
+// "  3 connections would be accelerated, 2 would stay on TCP (server_alone 2)", …
+std::string ToText(const v1::Observation& observation) {
+  uint64_t staying = 0;
+  std::vector<std::string> reasons;
+  for (const v1::ExitCount& exit : observation.would_stay()) {
+    staying += exit.count();
+    reasons.push_back(absl::StrCat(exit.reason(), " ", exit.count()));
+  }
+  std::string text = absl::StrCat(
+      "  ", Counted(observation.would_accelerate(), "connection", "connections"),
+      " would be accelerated, ", staying, " would stay on TCP",
+      reasons.empty() ? "" : absl::StrCat(" (", absl::StrJoin(reasons, ", "), ")"), "\n");
+  for (const v1::ObservedHazard& hazard : observation.hazards()) {
+    absl::StrAppend(&text, "  hazards at port ", hazard.port(), ": ", hazard.names(),
+                    ": its next connections would stay on TCP\n");
+  }
+  absl::StrAppend(&text, "  expected gain: ", observation.expected_gain(), ": ",
+                  observation.expected_gain_basis(), "\n");
+  return text;
+}
+
+// Null, not absent, where nothing is observed.
+template <typename Answer>
+Json ObservedOf(const Answer& answer) {
+  return answer.has_observation() ? ToJson(answer.observation()) : Json(nullptr);
+}
+
 Json ToJson(const v1::GetStatusResponse& status) {
   return {
       {"engine", status.engine()},
@@ -101,6 +150,7 @@ Json ToJson(const v1::GetStatusResponse& status) {
       {"left", ByReason(status, IsLeaving)},
       {"exits", ByReason(status, [](const v1::ExitCount&) { return true; })},
       {"configError", status.config_error()},
+      {"observed", ObservedOf(status)},
   };
 }
 
@@ -124,6 +174,10 @@ std::string ToTable(const v1::GetStatusResponse& status) {
   }
   if (!status.config_error().empty()) {
     facts.AddRow({"config", absl::StrCat("last reload refused: ", status.config_error())});
+  }
+
+  if (status.has_observation()) {
+    return absl::StrCat(facts.ToText(), "\nObserved:\n", ToText(status.observation()));
   }
 
   const std::vector<v1::ExitCount> fallbacks = Happened(
@@ -157,6 +211,9 @@ Json ToJson(const v1::ListPodsResponse& pods) {
         {"pairsMade", pod.pairs_made()},
         {"refused", pod.refused()},
         {"redirectedBytes", pod.redirected_bytes()},
+        {"liveBefore", pod.has_live_before() ? Json(pod.live_before()) : Json("unknown")},
+        {"liveBeforeUnknown", pod.live_before_unknown()},
+        {"observed", ObservedOf(pod)},
     });
   }
   return {{"pods", std::move(list)}};
@@ -175,13 +232,20 @@ std::string ToTable(const v1::ListPodsResponse& pods) {
                {"MADE", Align::kRight},
                {"REFUSED", Align::kRight},
                {"REDIRECTED", Align::kRight},
+               {"LIVE BEFORE", Align::kRight},
                {"DETAIL"}});
+  std::string observed;
   for (const v1::Pod& pod : pods.pods()) {
     table.AddRow({pod.uid(), StateOf(pod), pod.reason(), absl::StrJoin(PortsOf(pod), ","),
                   absl::StrCat(pod.pairs_live()), absl::StrCat(pod.pairs_made()),
-                  absl::StrCat(pod.refused()), HumaneBytes(pod.redirected_bytes()), pod.detail()});
+                  absl::StrCat(pod.refused()), HumaneBytes(pod.redirected_bytes()),
+                  pod.has_live_before() ? absl::StrCat(pod.live_before()) : "unknown",
+                  pod.detail()});
+    if (pod.has_observation()) {
+      absl::StrAppend(&observed, "\nPod ", pod.uid(), ", observed:\n", ToText(pod.observation()));
+    }
   }
-  return table.ToText();
+  return absl::StrCat(table.ToText(), observed);
 }
 
 Json ToJson(const v1::ListPairsResponse& pairs) {

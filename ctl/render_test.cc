@@ -65,7 +65,8 @@ TEST(RenderTest, StatusJson) {
     "map_full": 5,
     "back_pressure": 1234
   },
-  "configError": ""
+  "configError": "",
+  "observed": null
 }
 )");
 }
@@ -91,7 +92,8 @@ TEST(RenderTest, StatusJsonHasEveryKeyWhenNothingHappened) {
   "refused": {},
   "left": {},
   "exits": {},
-  "configError": ""
+  "configError": "",
+  "observed": null
 }
 )");
 }
@@ -135,9 +137,9 @@ v1::ListPodsResponse Pods() {
   return Parse<v1::ListPodsResponse>(R"(
     pods { uid: "demo" cgroup: "/sys/fs/cgroup/demo" ports { first: 8080 last: 8080 }
            ports { first: 30000 last: 60000 } proxy_uid: 1337 state: POD_STATE_ENROLLING
-           reason: "enrolled" pairs_made: 40 pairs_live: 12 redirected_bytes: 2048 refused: 5 }
+           reason: "enrolled" pairs_made: 40 pairs_live: 12 redirected_bytes: 2048 refused: 5 live_before: 4 }
     pods { uid: "other" state: POD_STATE_WAITING reason: "cgroup_not_found"
-           detail: "looked under /sys/fs/cgroup" }
+           detail: "looked under /sys/fs/cgroup" live_before_unknown: "not attached" }
   )");
 }
 
@@ -158,7 +160,10 @@ TEST(RenderTest, PodsJson) {
       "pairs": 12,
       "pairsMade": 40,
       "refused": 5,
-      "redirectedBytes": 2048
+      "redirectedBytes": 2048,
+      "liveBefore": 4,
+      "liveBeforeUnknown": "",
+      "observed": null
     },
     {
       "uid": "other",
@@ -171,7 +176,10 @@ TEST(RenderTest, PodsJson) {
       "pairs": 0,
       "pairsMade": 0,
       "refused": 0,
-      "redirectedBytes": 0
+      "redirectedBytes": 0,
+      "liveBefore": "unknown",
+      "liveBeforeUnknown": "not attached",
+      "observed": null
     }
   ]
 }
@@ -182,11 +190,49 @@ TEST(RenderTest, PodsJson) {
 TEST(RenderTest, PodsTable) {
   EXPECT_EQ(Render(Output::kTable, Pods()),
             "POD    STATE      REASON            PORTS             PAIRS  MADE  REFUSED  "
-            "REDIRECTED  DETAIL\n"
+            "REDIRECTED  LIVE BEFORE  DETAIL\n"
             "demo   enrolling  enrolled          8080,30000-60000     12    40        5  "
-            "   2.0 KiB  -\n"
+            "   2.0 KiB            4  -\n"
             "other  waiting    cgroup_not_found  -                     0     0        0  "
-            "       0 B  looked under /sys/fs/cgroup\n");
+            "       0 B      unknown  looked under /sys/fs/cgroup\n");
+}
+
+constexpr char kObservation[] = R"(
+    observation { would_accelerate: 3 would_stay { reason: "server_alone" count: 2 }
+                  would_stay { reason: "mptcp" count: 1 }
+                  hazards { port: 8080 names: "splice, msg_waitall" } receives: 4
+                  received_bytes: 400 expected_gain: "unknown"
+                  expected_gain_basis: "a dry run times nothing" })";
+
+TEST(RenderTest, ObservationOfADryRun) {
+  const auto pods = Parse<v1::ListPodsResponse>(
+      std::string("pods { uid: \"demo\" state: POD_STATE_OBSERVED ") + kObservation + " }");
+  const std::string json = Render(Output::kJson, pods);
+  EXPECT_THAT(json, testing::HasSubstr(R"("observed": {
+        "wouldAccelerate": 3,
+        "wouldStay": {
+          "server_alone": 2,
+          "mptcp": 1
+        },
+        "hazards": {
+          "8080": [
+            "splice",
+            "msg_waitall"
+          ]
+        },
+        "receives": 4,
+        "receivedBytes": 400,
+        "expectedGain": "unknown",
+        "expectedGainBasis": "a dry run times nothing"
+      })"));
+  constexpr char kText[] =
+      "  3 connections would be accelerated, 3 would stay on TCP (server_alone 2, mptcp 1)\n"
+      "  hazards at port 8080: splice, msg_waitall: its next connections would stay on TCP\n"
+      "  expected gain: unknown: a dry run times nothing\n";
+  EXPECT_THAT(Render(Output::kTable, pods),
+              testing::EndsWith(std::string("\nPod demo, observed:\n") + kText));
+  EXPECT_THAT(Render(Output::kTable, Parse<v1::GetStatusResponse>(kObservation)),
+              testing::EndsWith(std::string("\nObserved:\n") + kText));
 }
 
 TEST(RenderTest, EmptyTablesSayWhatToDo) {

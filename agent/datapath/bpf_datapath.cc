@@ -10,7 +10,6 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <numeric>
 #include <unordered_map>
 
 #include "absl/strings/str_cat.h"
@@ -18,6 +17,8 @@
 #include "absl/strings/str_replace.h"
 #include "agent/base/log.h"
 #include "agent/base/status.h"
+#include "agent/datapath/counters.h"
+#include "agent/datapath/policy.h"
 #include "sockhash.skel.h"
 
 namespace shunt {
@@ -34,8 +35,10 @@ std::string PinName(const std::string& uid) { return absl::StrReplaceAll(uid, {{
 std::string UidFromPin(const std::string& name) { return absl::StrReplaceAll(name, {{"~", "."}}); }
 
 // Constants, and arguments of the agent's own programs: not pinned, each generation
-// of programs loads its own.
-bool IsOfOneGeneration(const struct bpf_map* map) { return bpf_map__is_internal(map); }
+// of programs loads its own. And maps of ObservingDatapath, which are not made here.
+bool IsOfOneGeneration(const struct bpf_map* map) {
+  return bpf_map__is_internal(map) || !bpf_map__autocreate(map);
+}
 
 absl::Status LoadError(int error) {
   absl::Status status = ErrnoStatus(error, "loading BPF programs");
@@ -54,17 +57,6 @@ absl::StatusOr<std::string> ProgramTag(int fd) {
     return ErrnoStatus(errno, "reading program info");
   }
   return std::string(reinterpret_cast<const char*>(info.tag), sizeof(info.tag));
-}
-
-// At most SHUNT_MAX_PORT_RANGES ports.
-shunt_policy PolicyOf(uint32_t pod_id, uint32_t mode, const std::vector<PortRange>& ports) {
-  shunt_policy policy = {};
-  policy.pod = pod_id;
-  policy.mode = mode;
-  for (const PortRange& range : ports) {
-    policy.ranges[policy.range_count++] = {range.first, range.last};
-  }
-  return policy;
 }
 
 // Each read() starts its hash bucket anew, so one member may come twice; of its
@@ -120,6 +112,8 @@ absl::StatusOr<std::unique_ptr<BpfDatapath>> BpfDatapath::Open(const BpfDatapath
                           absl::StrCat("creating pins in ", options.bpffs, "/v1"));
   }
   SHUNT_RETURN_IF_ERROR(datapath->OpenEvents(), "");
+  datapath->live_sockets_ =
+      std::make_unique<LiveSockets>(bpf_map__fd(datapath->skeleton_->maps.socket_state));
   return datapath;
 }
 
@@ -158,6 +152,10 @@ absl::Status BpfDatapath::OpenSkeleton(bool adopt, const Variant& variant) {
   skeleton_->rodata->rmem_is_charged = options_.rmem_is_charged;
   skeleton_->rodata->fionread_counts_tcp = options_.fionread_counts_tcp;
   skeleton_->rodata->can_watch = variant.watches;
+  for (struct bpf_map* map : {skeleton_->maps.observed_clients, skeleton_->maps.observed_verdicts,
+                              skeleton_->maps.observed_receives}) {
+    bpf_map__set_autocreate(map, false);
+  }
   bpf_map__set_max_entries(skeleton_->maps.sockets, 2 * options_.max_pairs);
   bpf_map__set_max_entries(skeleton_->maps.ends, 2 * options_.max_pairs);
   bpf_program__set_autoload(skeleton_->progs.shunt_msg_direct, variant.direct);
@@ -397,6 +395,9 @@ absl::Status BpfDatapath::Attach(const PodTarget& pod) {
     return ErrnoStatus(errno, absl::StrCat("linking setsockopt program to cgroup ", pod.cgroup));
   }
   SHUNT_RETURN_IF_ERROR(RecallWorkloads(attached), "");
+  // While the pod's storage is zero: afterwards new connections without a state come
+  // by that are not older than the agent, from other pods.
+  attached.live_before = live_sockets_->Report(pod);
   pins_.Unpin("options", PinName(pod.uid)).IgnoreError();  // of an agent that died here
   SHUNT_RETURN_IF_ERROR(pins_.Pin(attached.options.get(), "options", PinName(pod.uid)), "");
   // The pod id must be there before an agent can find the link and adopt it.
@@ -669,6 +670,7 @@ absl::StatusOr<std::vector<std::pair<std::string, PodCounts>>> BpfDatapath::Read
         sum.refused += value.refused;
       }
     }
+    sum.live_before = pod.live_before;
     pods.emplace_back(uid, sum);
   }
   return pods;
@@ -849,30 +851,11 @@ void BpfDatapath::InterruptCpus() {
 }
 
 absl::StatusOr<uint64_t> BpfDatapath::ReadExit(uint32_t exit) const {
-  std::vector<uint64_t> values(static_cast<size_t>(libbpf_num_possible_cpus()));
-  if (bpf_map_lookup_elem(bpf_map__fd(skeleton_->maps.exits), &exit, values.data()) != 0) {
-    return ErrnoStatus(errno, "reading exits map");
-  }
-  return std::accumulate(values.begin(), values.end(), uint64_t{0});
+  return ReadExitCounter(bpf_map__fd(skeleton_->maps.exits), exit);
 }
 
 absl::StatusOr<std::vector<WorkloadRecord>> BpfDatapath::ReadWorkloads() {
-  const int fd = bpf_map__fd(skeleton_->maps.workloads);
-  std::vector<WorkloadRecord> records;
-  shunt_workload_key key;
-  const shunt_workload_key* last = nullptr;
-  while (bpf_map_get_next_key(fd, last, &key) == 0) {
-    shunt_workload workload = {};
-    // One that goes meanwhile is not there to be read.
-    if (bpf_map_lookup_elem(fd, &key, &workload) == 0) {
-      records.push_back({key, workload});
-    }
-    last = &key;
-  }
-  if (errno != ENOENT) {
-    return ErrnoStatus(errno, "reading workloads map");
-  }
-  return records;
+  return ReadWorkloadMap(bpf_map__fd(skeleton_->maps.workloads));
 }
 
 int BpfDatapath::EventsFd() const { return ring_buffer__epoll_fd(events_.get()); }

@@ -24,6 +24,7 @@
 #include "agent/datapath/datapath.h"
 #include "agent/datapath/grace.h"
 #include "agent/datapath/leaver.h"
+#include "agent/datapath/live_sockets.h"
 #include "agent/datapath/pins.h"
 #include "agent/datapath/watcher.h"
 #include "agent/datapath/workload_memory.h"
@@ -78,6 +79,7 @@ class BpfDatapath : public Datapath, private LeavingPairs {
     bool retired = false;
     UniqueFd link;
     UniqueFd options;  // link of the setsockopt program
+    LiveBefore live_before = {std::nullopt, "the pod was attached by an earlier agent"};
     // Ends that the policy does not list any more are leaving:
     bool sweeps = false;         // gates are being closed
     Grace::Ticket joins = 0;     // after it nothing joins under the old policy,
@@ -149,6 +151,7 @@ class BpfDatapath : public Datapath, private LeavingPairs {
   std::unique_ptr<Grace> grace_;  // uses the maps of skeleton_
   Leaver leaver_{this};
   std::unique_ptr<Watcher> watcher_;
+  std::unique_ptr<LiveSockets> live_sockets_;
   WorkloadMemory memory_;
   std::vector<shunt_workload_key> judged_;  // since the last Tend()
   uint64_t events_lost_ = 0;

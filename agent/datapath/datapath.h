@@ -10,6 +10,7 @@
 #include <chrono>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -42,11 +43,28 @@ struct Waiting {
   bool may_grow = false;                   // more may join yet: the policy is that new
 };
 
+// Connections to a pod's listed ports that were there when it was attached.
+struct LiveBefore {
+  std::optional<uint64_t> connections;
+  std::string unknown;  // why, if it has no value
+};
+
+// What would have become of a pod's connections (--dry-run).
+struct PodObservation {
+  uint64_t would_accelerate = 0;
+  std::map<uint32_t, uint64_t> would_stay;  // on TCP, by shunt_exit
+  std::map<uint16_t, uint32_t> hazards;     // by server port
+  uint64_t receives = 0;                    // seen while its workloads were watched
+  uint64_t received_bytes = 0;
+};
+
 struct PodCounts {
   uint64_t pairs_made = 0;
   uint64_t pairs_live = 0;
   uint64_t redirected_bytes = 0;
   uint64_t refused = 0;
+  LiveBefore live_before = {std::nullopt, "not attached"};
+  std::optional<PodObservation> observation;  // if the datapath observes
 };
 
 // The programs at the two ends of a port of a pod.
@@ -68,6 +86,8 @@ class Datapath {
 
   // "sockhash", "kmod", "none".
   virtual std::string_view engine() const = 0;
+  // Enrolled pods are only looked at.
+  virtual bool observes() const { return false; }
 
   // Pods found attached when this object was made: what an earlier agent left.
   // Without a path; and without ports if the pod was being retired.

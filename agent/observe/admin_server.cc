@@ -11,6 +11,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "agent/base/status.h"
+#include "agent/observe/expected_gain.h"
 #include "agent/observe/health.grpc.pb.h"
 #include "agent/observe/probe_message.h"
 #include "agent/observe/socket_name.h"
@@ -78,6 +79,27 @@ v1::ExitClass ToProto(ExitClass exit_class) {
   return v1::EXIT_CLASS_UNSPECIFIED;
 }
 
+void Fill(const PodObservation& from, v1::Observation* to) {
+  to->set_would_accelerate(from.would_accelerate);
+  for (const auto& [exit, count] : from.would_stay) {
+    v1::ExitCount* out = to->add_would_stay();
+    out->set_reason(std::string(ExitReason(exit)));
+    out->set_text(std::string(ExitText(exit)));
+    out->set_exit_class(ToProto(ClassOf(exit)));
+    out->set_count(count);
+  }
+  for (const auto& [port, hazards] : from.hazards) {
+    v1::ObservedHazard* out = to->add_hazards();
+    out->set_port(port);
+    out->set_names(HazardNames(hazards));
+  }
+  to->set_receives(from.receives);
+  to->set_received_bytes(from.received_bytes);
+  const ExpectedGain gain = GainOf(from);
+  to->set_expected_gain(gain.ratio);
+  to->set_expected_gain_basis(gain.basis);
+}
+
 void Fill(const PodView& from, v1::Pod* to) {
   to->set_uid(from.spec.uid);
   to->set_cgroup(from.spec.cgroup);
@@ -96,6 +118,13 @@ void Fill(const PodView& from, v1::Pod* to) {
   to->set_pairs_live(from.counts.pairs_live);
   to->set_redirected_bytes(from.counts.redirected_bytes);
   to->set_refused(from.counts.refused);
+  if (from.counts.live_before.connections.has_value()) {
+    to->set_live_before(*from.counts.live_before.connections);
+  }
+  to->set_live_before_unknown(from.counts.live_before.unknown);
+  if (from.counts.observation.has_value()) {
+    Fill(*from.counts.observation, to->mutable_observation());
+  }
 }
 
 void Fill(const PairView& from, v1::Pair* to) {
@@ -169,6 +198,9 @@ class AdminService final : public v1::AdminService::Service {
     response->set_ends(status->totals.ends);
     response->set_ends_capacity(status->totals.ends_capacity);
     response->set_config_error(status->config_error);
+    if (status->observation.has_value()) {
+      Fill(*status->observation, response->mutable_observation());
+    }
     for (uint32_t exit = 0; exit < SHUNT_EXIT_COUNT; ++exit) {
       v1::ExitCount* count = response->add_exits();
       count->set_reason(std::string(ExitReason(exit)));

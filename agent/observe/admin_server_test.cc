@@ -169,7 +169,10 @@ TEST_F(AdminServerTest, PodsAreSortedAndFiltered) {
   b.spec = {"b", "/sys/fs/cgroup/b", {{80, 80}, {100, 200}}, 1337};
   b.state = PodState::kEnrolling;
   b.reason = "enrolled";
-  b.counts = {1, 2, 3, 4};
+  b.counts = {1, 2, 3, 4, {5, ""}, PodObservation()};
+  b.counts.observation->would_accelerate = 6;
+  b.counts.observation->would_stay[SHUNT_EXIT_SERVER_ALONE] = 7;
+  b.counts.observation->hazards[80] = SHUNT_HAZARD_SPLICE | SHUNT_HAZARD_OOB;
   PodView a;
   a.spec.uid = "a";
   view_.pods = std::vector<PodView>{b, a};
@@ -180,11 +183,19 @@ TEST_F(AdminServerTest, PodsAreSortedAndFiltered) {
     ASSERT_TRUE(admin_->ListPods(&context, {}, &response).ok());
   }
   ASSERT_EQ(response.pods_size(), 2);
-  EXPECT_EQ(response.pods(0).ShortDebugString(), "uid: \"a\" state: POD_STATE_WAITING");
+  EXPECT_EQ(response.pods(0).ShortDebugString(),
+            "uid: \"a\" state: POD_STATE_WAITING live_before_unknown: \"not attached\"");
   EXPECT_EQ(response.pods(1).ShortDebugString(),
             "uid: \"b\" cgroup: \"/sys/fs/cgroup/b\" ports { first: 80 last: 80 } "
             "ports { first: 100 last: 200 } proxy_uid: 1337 state: POD_STATE_ENROLLING "
-            "reason: \"enrolled\" pairs_made: 1 pairs_live: 2 redirected_bytes: 3 refused: 4");
+            "reason: \"enrolled\" pairs_made: 1 pairs_live: 2 redirected_bytes: 3 refused: 4 "
+            "live_before: 5 observation { would_accelerate: 6 would_stay { "
+            "reason: \"server_alone\" "
+            "text: \"the client is not enrolled: remote or plain\" "
+            "exit_class: EXIT_CLASS_PLAIN count: 7 } "
+            "hazards { port: 80 names: \"splice, msg_oob\" } expected_gain: \"unknown\" "
+            "expected_gain_basis: \"no receive was seen while workloads were watched, so the "
+            "size of messages is not known; look again under traffic\" }");
 
   v1::ListPodsRequest request;
   request.set_pod_uid("a");

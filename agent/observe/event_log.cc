@@ -8,6 +8,10 @@
 namespace shunt {
 namespace {
 
+bool WouldBeAccelerated(const shunt_event& event) {
+  return event.kind == SHUNT_EVENT_OBSERVED && event.reason == SHUNT_EXIT_PAIR_MADE;
+}
+
 EventLog::Line MakeLine(const shunt_event& event, log::Level level, std::string_view message,
                         uint64_t suppressed, const EventLog::UidOf& uid_of) {
   log::Fields fields = {
@@ -15,6 +19,10 @@ EventLog::Line MakeLine(const shunt_event& event, log::Level level, std::string_
       {"reason", std::string(ExitReason(event.reason))},
       {"detail", std::string(ExitText(event.reason))},
   };
+  if (WouldBeAccelerated(event)) {
+    fields["reason"] = "would_accelerate";
+    fields["detail"] = "both ends seen in one network namespace";
+  }
   if (event.kind != SHUNT_EVENT_WORKLOAD) {
     fields["role"] = event.key.role == SHUNT_CLIENT ? "client" : "server";
     fields["local_port"] = event.local_port;
@@ -70,6 +78,8 @@ std::optional<EventLog::Verdict> EventLog::Judge(const shunt_event& event) {
       return Verdict{log::Level::kDebug, "end left"};
     case SHUNT_EVENT_WORKLOAD:
       return JudgeWorkload(event.reason);
+    case SHUNT_EVENT_OBSERVED:
+      return JudgeObserved(event);
     case SHUNT_EVENT_REFUSED:
     case SHUNT_EVENT_LEAVING:
       break;
@@ -92,14 +102,25 @@ std::optional<EventLog::Verdict> EventLog::Judge(const shunt_event& event) {
   return Verdict{log::Level::kWarning, "connection refused: it stays on TCP", *suppressed};
 }
 
+// Once per pod and verdict: the counts are in `shuntctl pods`.
+EventLog::Verdict EventLog::JudgeObserved(const shunt_event& event) {
+  if (observed_.size() >= kRemembered) {
+    observed_.clear();
+  }
+  const bool is_first = observed_.insert({event.pod, event.reason}).second;
+  return {is_first ? log::Level::kInfo : log::Level::kDebug, WouldBeAccelerated(event)
+                                                                 ? "connection would be accelerated"
+                                                                 : "connection would stay on TCP"};
+}
+
 EventLog::Verdict EventLog::JudgeWorkload(uint32_t reason) {
   switch (reason) {
     case SHUNT_EXIT_WORKLOAD_NEW:
-      return {log::Level::kInfo, "workload is new: on TCP while it is watched"};
+      return {log::Level::kInfo, "workload is new: it is watched while on TCP"};
     case SHUNT_EXIT_WORKLOAD_UNSEEN:
       return {log::Level::kDebug, "workload is still new: to be watched"};
     case SHUNT_EXIT_WORKLOAD_CLEAN:
-      return {log::Level::kInfo, "workload is clean: its connections are accelerated"};
+      return {log::Level::kInfo, "workload is clean: nothing speaks against accelerating it"};
     default:
       return {log::Level::kWarning, "workload stays on TCP"};
   }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // What the kernel side reports, as log lines: every pair at debug; the first pair
-// of each pod and what is found of each workload at info or warning; refused
+// of each pod, the first verdict of each kind with --dry-run, and what is found of
+// each workload at info or warning; refused
 // connections and pairs that go back to TCP likewise, but there at most one line
 // per pod, kind and reason in 10 s.
 //
@@ -18,6 +19,7 @@
 #include <set>
 #include <string>
 #include <tuple>
+#include <utility>
 
 #include "agent/base/log.h"
 #include "kmod/uapi/shunt.h"
@@ -59,10 +61,12 @@ class EventLog {
 
   std::optional<Verdict> Judge(const shunt_event& event);
   static Verdict JudgeWorkload(uint32_t reason);
+  Verdict JudgeObserved(const shunt_event& event);
   std::optional<uint64_t> PassQuiet(const shunt_event& event);
 
   const std::function<Clock::time_point()> now_;
-  std::set<uint32_t> accelerated_;  // pods that had their first pair
+  std::set<uint32_t> accelerated_;                    // pods that had their first pair
+  std::set<std::pair<uint32_t, uint32_t>> observed_;  // pods and their verdicts (--dry-run)
   std::map<std::tuple<uint32_t, uint32_t, uint32_t>, Quiet> quiet_;  // by pod, kind, reason
 };
 

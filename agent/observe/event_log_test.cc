@@ -49,6 +49,25 @@ TEST_F(EventLogTest, FirstPairOfEachPodIsInfoTheOthersDebug) {
             log::Level::kInfo);
 }
 
+TEST_F(EventLogTest, EachVerdictOfADryRunIsToldOncePerPod) {
+  const auto yes = Render(Event(SHUNT_EVENT_OBSERVED, SHUNT_EXIT_PAIR_MADE));
+  ASSERT_TRUE(yes.has_value());
+  EXPECT_EQ(yes->level, log::Level::kInfo);
+  EXPECT_EQ(yes->message, "connection would be accelerated");
+  EXPECT_EQ(yes->fields["reason"], "would_accelerate");
+  EXPECT_EQ(Render(Event(SHUNT_EVENT_OBSERVED, SHUNT_EXIT_PAIR_MADE))->level, log::Level::kDebug);
+
+  const shunt_event alone = Event(SHUNT_EVENT_OBSERVED, SHUNT_EXIT_SERVER_ALONE);
+  const auto no = Render(alone);
+  ASSERT_TRUE(no.has_value());
+  EXPECT_EQ(no->level, log::Level::kInfo);
+  EXPECT_EQ(no->message, "connection would stay on TCP");
+  EXPECT_EQ(no->fields["reason"], "server_alone");
+  EXPECT_EQ(Render(alone)->level, log::Level::kDebug);
+  EXPECT_EQ(Render(Event(SHUNT_EVENT_OBSERVED, SHUNT_EXIT_SERVER_ALONE, 2))->level,
+            log::Level::kInfo);
+}
+
 TEST_F(EventLogTest, LeavingIsDebugAndTellsBytes) {
   const auto line = Render(Event(SHUNT_EVENT_LEFT, SHUNT_EXIT_LEFT_CLOSED));
   ASSERT_TRUE(line.has_value());

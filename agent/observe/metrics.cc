@@ -153,6 +153,33 @@ MetricFamily PodsByState(const std::vector<PodView>& pods) {
   return family;
 }
 
+// Pods of which it is unknown have no sample.
+MetricFamily LiveBeforeByPod(const std::vector<PodView>& pods) {
+  MetricFamily family =
+      Family(MetricType::Gauge, "shunt_agent_pod_live_before_connections",
+             "Connections to listed ports of a pod that were there when it was attached; they "
+             "stay on TCP.");
+  for (const PodView& pod : pods) {
+    if (pod.counts.live_before.connections.has_value()) {
+      Add(&family, {{"pod_uid", pod.spec.uid}}, *pod.counts.live_before.connections);
+    }
+  }
+  return family;
+}
+
+// With --dry-run only.
+MetricFamily Observed(const PodObservation& observation) {
+  MetricFamily family =
+      Family(MetricType::Counter, "shunt_agent_observed_connections_total",
+             "Connections to listed ports by what would become of them (--dry-run).");
+  Add(&family, {{"result", "would_accelerate"}, {"reason", "would_accelerate"}},
+      observation.would_accelerate);
+  for (const auto& [exit, count] : observation.would_stay) {
+    Add(&family, {{"result", "would_stay"}, {"reason", std::string(ExitReason(exit))}}, count);
+  }
+  return family;
+}
+
 struct Address {
   std::string host;  // without brackets
   std::string port;
@@ -228,10 +255,16 @@ std::vector<MetricFamily> NodeCollector::Collect() const {
   const absl::StatusOr<NodeStatus> status = view_->Status();
   if (status.ok()) {
     AddStatus(*status, &families);
+    if (status->observation.has_value()) {
+      families.push_back(Observed(*status->observation));
+    }
   }
   const absl::StatusOr<std::vector<PodView>> pods = view_->Pods();
   if (pods.ok()) {
     families.push_back(PodsByState(*pods));
+    if (MetricFamily live_before = LiveBeforeByPod(*pods); !live_before.metric.empty()) {
+      families.push_back(std::move(live_before));
+    }
   }
   for (const absl::Status& part : {status.status(), pods.status()}) {
     if (!part.ok()) {

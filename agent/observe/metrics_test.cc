@@ -41,7 +41,10 @@ FakeNodeView& Fill(FakeNodeView& view) {
   view.status = status;
   PodView pod;
   pod.state = PodState::kEnrolling;
-  view.pods = std::vector<PodView>{pod, pod};
+  PodView counted = pod;
+  counted.spec.uid = "demo";
+  counted.counts.live_before.connections = 5;
+  view.pods = std::vector<PodView>{pod, counted};
   return view;
 }
 
@@ -65,6 +68,7 @@ TEST(MetricsTest, RendersWhatTheNodeShows) {
                         1000 + SHUNT_EXIT_EVENT_LOST),
            std::string("shunt_agent_pods{state=\"enrolling\"} 2"),
            std::string("shunt_agent_pods{state=\"failed\"} 0"),
+           std::string("shunt_agent_pod_live_before_connections{pod_uid=\"demo\"} 5"),
            std::string("shunt_agent_pairs 12"),
            std::string("shunt_agent_map_entries{map=\"ends\"} 24"),
            std::string("shunt_agent_map_max_entries{map=\"ends\"} 131072"),
@@ -72,6 +76,19 @@ TEST(MetricsTest, RendersWhatTheNodeShows) {
        }) {
     EXPECT_THAT(text, HasSubstr(line + "\n"));
   }
+}
+
+TEST(MetricsTest, TellsWhatADryRunObserved) {
+  FakeNodeView view;
+  EXPECT_THAT(Render(NodeCollector(&Fill(view))), Not(HasSubstr("observed_connections")));
+  view.status->observation.emplace();
+  view.status->observation->would_accelerate = 3;
+  view.status->observation->would_stay[SHUNT_EXIT_SERVER_ALONE] = 2;
+  const std::string text = Render(NodeCollector(&view));
+  EXPECT_THAT(text, HasSubstr("shunt_agent_observed_connections_total{result=\"would_accelerate\","
+                              "reason=\"would_accelerate\"} 3\n"));
+  EXPECT_THAT(text, HasSubstr("shunt_agent_observed_connections_total{result=\"would_stay\","
+                              "reason=\"server_alone\"} 2\n"));
 }
 
 // Every exit is in exactly one family: what people add up is what happened.

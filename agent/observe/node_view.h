@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -54,6 +55,7 @@ struct NodeStatus {
   uint64_t pairs_live = 0;         // accelerated now
   uint64_t connections_plain = 0;  // to listed ports, left on TCP, since the maps were made
   Totals totals;
+  std::optional<PodObservation> observation;  // of all pods, with --dry-run
   std::string config_error;  // why the last reload was refused; empty if it was not
 };
 

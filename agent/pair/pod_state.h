@@ -16,7 +16,7 @@ enum class PodState {
   kWaiting,    // its cgroup is not there (yet)
   kFailed,     // the kernel side refused it; tried again
   kLeaving,    // not wanted any more, some of its ends hold unread bytes
-  kObserved,   // engine none: nothing is attached
+  kObserved,   // engine none: nothing is enrolled
 };
 
 // "enrolling", "waiting", …: stable, for JSON and metrics.

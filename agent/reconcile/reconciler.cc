@@ -80,8 +80,12 @@ Reconciler::Milliseconds Reconciler::Step() {
   for (const PodTarget& pod : wanted) {
     if (attached_.count(pod.uid) != 0 && retired_.count(pod.uid) == 0 &&
         attached_[pod.uid] == pod) {
-      Settle(pod.uid, PodState::kEnrolling, "enrolled",
-             absl::StrCat("ports ", PortsText(pod.ports), " of ", pod.cgroup));
+      const std::string ports = absl::StrCat("ports ", PortsText(pod.ports), " of ", pod.cgroup);
+      if (datapath_->observes()) {
+        Settle(pod.uid, PodState::kObserved, "dry_run", absl::StrCat("only looked at: ", ports));
+      } else {
+        Settle(pod.uid, PodState::kEnrolling, "enrolled", ports);
+      }
     }
   }
   LetGo();

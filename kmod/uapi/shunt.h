@@ -164,6 +164,23 @@ enum shunt_event_kind {
 	SHUNT_EVENT_REFUSED = 2,
 	SHUNT_EVENT_LEAVING = 3, /* the pair is to be let go, now */
 	SHUNT_EVENT_WORKLOAD = 4, /* a workload is new, clean or a hazard */
+	SHUNT_EVENT_OBSERVED = 5, /* --dry-run: the verdict on a connection */
+};
+
+/*
+ * What would have become of a connection to a listed port: SHUNT_EXIT_PAIR_MADE,
+ * it would be accelerated; or the exit that says why it would stay on TCP. Never
+ * pinned: an agent that observes leaves nothing behind.
+ */
+struct shunt_verdict_key {
+	__u32 pod; /* shunt_policy.pod */
+	__u32 verdict; /* enum shunt_exit */
+};
+
+/* What the watched sockets of an observed pod received. */
+struct shunt_observed_receives {
+	__u64 receives;
+	__u64 bytes;
 };
 
 /*

@@ -185,7 +185,7 @@ TEST_F(PolicyTest, ASocketPathThatIsTooLongIsRefused) {
   EXPECT_THAT(agent().Output(), HasSubstr("107"));
 }
 
-TEST_F(PolicyTest, DryRunAttachesNothing) {
+TEST_F(PolicyTest, DryRunEnrolsNothing) {
   agent().WritePods({FastEntry()});
   agent().StartReady(0, {"--dry-run"});
   WaitForState("fast", "observed");

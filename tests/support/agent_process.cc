@@ -23,7 +23,11 @@ std::string FromEnvironment(const char* name, const char* otherwise) {
   return value != nullptr ? value : otherwise;
 }
 
-std::string AgentPath() { return FromEnvironment("SHUNT_AGENT", SHUNT_AGENT_PATH); }
+std::string AgentPath(AgentProcess::Generation generation) {
+  return generation == AgentProcess::Generation::kUsual
+             ? FromEnvironment("SHUNT_AGENT", SHUNT_AGENT_PATH)
+             : FromEnvironment("SHUNT_AGENT_NEXT", SHUNT_AGENT_NEXT_PATH);
+}
 std::string CtlPath() { return FromEnvironment("SHUNT_CTL", SHUNT_CTL_PATH); }
 
 void WriteFile(const std::string& path, const std::string& text) {
@@ -127,8 +131,8 @@ void AgentProcess::RememberAsClean(const std::vector<AgentPod>& pods) {
 
 void AgentProcess::Start(const std::vector<std::string>& flags) {
   std::vector<std::string> arguments = launcher_;
-  for (const std::string& argument :
-       {AgentPath(), std::string("--config"), config_path_, std::string("--log-format=json")}) {
+  for (const std::string& argument : {AgentPath(generation_), std::string("--config"), config_path_,
+                                      std::string("--log-format=json")}) {
     arguments.push_back(argument);
   }
   arguments.insert(arguments.end(), flags.begin(), flags.end());

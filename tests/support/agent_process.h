@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The real shunt-agent, driven as its users drive it: by its YAML file, by
-// signals and by shuntctl. The programs are those of the build; SHUNT_AGENT and
-// SHUNT_CTL name others.
+// signals and by shuntctl. The programs are those of the build; SHUNT_AGENT,
+// SHUNT_AGENT_NEXT and SHUNT_CTL name others.
 #ifndef SHUNT_TESTS_SUPPORT_AGENT_PROCESS_H_
 #define SHUNT_TESTS_SUPPORT_AGENT_PROCESS_H_
 
@@ -61,6 +61,10 @@ class AgentProcess {
   const std::string& socket_path() const { return socket_path_; }
 
   // ---- process ----
+  // From the next start on: the agent whose kernel programs are another generation
+  // (kNext), or the usual one.
+  enum class Generation { kUsual, kNext };
+  void SetGeneration(Generation generation) { generation_ = generation; }
   // A program that starts the agent: {"setpriv", "--bounding-set=-all"}.
   void SetLauncher(std::vector<std::string> launcher) { launcher_ = std::move(launcher); }
   void Start(const std::vector<std::string>& flags = {});
@@ -99,6 +103,7 @@ class AgentProcess {
   std::string config_path_;
   std::string socket_path_;
   std::string output_path_;
+  Generation generation_ = Generation::kUsual;
   std::vector<std::string> launcher_;
   int links_ = 0;
   NetnsToken netns_;
