@@ -385,6 +385,7 @@ absl::Status Agent::Drain(const std::function<bool(const DrainProgress&)>& repor
       std::lock_guard<std::mutex> lock(mutex_);
       if (reconciler_ != nullptr) {
         reconciler_->Step();
+        datapath_->Tend();
         progress.pods = reconciler_->AttachedCount();
         progress.waiting = reconciler_->StillWaiting();
         progress.waiting_pods = reconciler_->WaitingPods();

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Leaving: the agent's programs. shunt_leave_pair() looks after one pair, found
- * by its key; the iterators after all of a pod, or of the node.
+ * Leaving: the agent's programs. Iterators find the pairs of a pod and close their
+ * gates; shunt_leave_pair() lets one pair go.
  */
 #ifndef SHUNT_BPF_LEAVE_H
 #define SHUNT_BPF_LEAVE_H
@@ -40,9 +40,11 @@ static __always_inline void look_at_other_end(const struct shunt_end *end)
 /* Both ends' gates were closed, and then a grace period was awaited. */
 volatile __u32 grace_passed = 0;
 
-/* May this member leave? `own_references` are those that the caller holds. */
-static __always_inline bool may_leave_now(struct sock *sk, struct shunt_socket_state *state,
-					  __s32 own_references)
+/* Held by the program that looks, until bpf_sk_release(). */
+#define OWN_REFERENCES 1
+
+/* May this member leave? */
+static __always_inline bool may_leave_now(struct sock *sk, struct shunt_socket_state *state)
 {
 	struct shunt_end_key peer_key = shunt_end_key_peer(state->self);
 	struct shunt_end *peer = bpf_map_lookup_elem(&ends, &peer_key);
@@ -59,7 +61,7 @@ static __always_inline bool may_leave_now(struct sock *sk, struct shunt_socket_s
 		look.peer_gate_closed = 1;
 	look.queue_empty = queue_is_empty(sk);
 	look.sender_shows |= grace_passed;
-	look.references = references - own_references;
+	look.references = references - OWN_REFERENCES;
 	look.timers = timers_before < timers_after ? timers_before : timers_after;
 	barrier();
 	switch (shunt_may_leave(&look)) {
@@ -122,7 +124,7 @@ static __always_inline bool is_ready(struct bpf_sock *sk)
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
 	if (!state || !tp)
 		return false;
-	if (!state->ready && may_leave_now((struct sock *)tp, state, 1))
+	if (!state->ready && may_leave_now((struct sock *)tp, state))
 		state->ready = 1;
 	return state->ready;
 }
@@ -185,7 +187,7 @@ struct shunt_policy keep = {};
 
 static __always_inline void put_record(struct bpf_iter__sockmap *ctx, struct sock *sk,
 				       const struct shunt_socket_state *state,
-				       const struct shunt_end *end, bool drained)
+				       const struct shunt_end *end)
 {
 	struct shunt_end_record record = {
 		.key = state->self,
@@ -195,7 +197,6 @@ static __always_inline void put_record(struct bpf_iter__sockmap *ctx, struct soc
 					0 :
 					unread_of(sk, sk->sk_backlog.rmem_alloc.counter),
 		.state = sk->__sk_common.skc_state,
-		.drained = drained,
 	};
 	bpf_seq_write(ctx->meta->seq, &record, sizeof(record));
 }
@@ -215,12 +216,12 @@ int shunt_list_ends(struct bpf_iter__sockmap *ctx)
 	struct shunt_socket_state *state = sk ? targeted(sk) : 0;
 	struct shunt_end *end = state ? bpf_map_lookup_elem(&ends, &state->self) : 0;
 	if (end)
-		put_record(ctx, sk, state, end, false);
+		put_record(ctx, sk, state, end);
 	return 0;
 }
 
 /* Run again until nothing can join under an older policy any more. Before
- * shunt_let_go every CPU is to be interrupted. */
+ * shunt_leave_pair every CPU is to be interrupted. */
 SEC("iter/sockmap")
 int shunt_close_gates(struct bpf_iter__sockmap *ctx)
 {
@@ -242,24 +243,6 @@ int shunt_close_gates(struct bpf_iter__sockmap *ctx)
 		end->leaving = 1; /* so that a peer yet to join closes its gate, too */
 		end->gate_closed = 1;
 	}
-	return 0;
-}
-
-/* Of the targeted ends whose gate is closed: deletes the key of each that may
- * leave. Records all of them. */
-SEC("iter/sockmap")
-int shunt_let_go(struct bpf_iter__sockmap *ctx)
-{
-	struct sock *sk = ctx->sk;
-	struct shunt_socket_state *state = sk ? targeted(sk) : 0;
-	if (!state || !state->gate_closed)
-		return 0;
-	struct shunt_end *end = bpf_map_lookup_elem(&ends, &state->self);
-	bool leaves = may_leave_now(sk, state, 0);
-	if (end)
-		put_record(ctx, sk, state, end, leaves);
-	if (leaves)
-		let_go(state, end ? end->local_port : 0, end ? end->remote_port : 0);
 	return 0;
 }
 

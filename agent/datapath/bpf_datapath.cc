@@ -482,17 +482,15 @@ absl::StatusOr<Waiting> BpfDatapath::LetGo(const std::string& uid) {
     const bool last = grace_->Passed(pod.joins);
     SHUNT_RETURN_IF_ERROR(CloseGates(pod), context);
     pod.all_closed = last;
-    pod.messages = last ? grace_->Ask() : 0;
   }
   SHUNT_ASSIGN_OR_RETURN(const std::vector<shunt_end_record> records,
-                         RunIterator(skeleton_->progs.shunt_let_go, pod.id,
-                                     pod.all_closed && grace_->Passed(pod.messages)),
-                         context);
+                         RunIterator(skeleton_->progs.shunt_list_ends, pod.id), context);
   Waiting waiting;
   for (const shunt_end_record& record : records) {
-    if (record.drained) {
+    if (!record.end.leaving) {
       continue;
     }
+    leaver_.Add(record.key);
     ++waiting.ends;
     waiting.unread_bytes += record.unread_bytes;
     if (waiting.examples.size() < kMaxExamples) {
@@ -557,10 +555,9 @@ void BpfDatapath::AwaitGrace() const {
 }
 
 absl::StatusOr<std::vector<shunt_end_record>> BpfDatapath::RunIterator(
-    const struct ::bpf_program* program, uint32_t pod_id, bool grace_passed) {
+    const struct ::bpf_program* program, uint32_t pod_id) {
   const std::string context = absl::StrCat("running ", bpf_program__name(program));
   skeleton_->bss->target_pod = pod_id;
-  skeleton_->bss->grace_passed = grace_passed;
   union bpf_iter_link_info target = {};
   target.map.map_fd = bpf_map__fd(skeleton_->maps.sockets);
   DECLARE_LIBBPF_OPTS(bpf_iter_attach_opts, options, .link_info = &target,

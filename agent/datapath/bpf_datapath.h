@@ -81,10 +81,9 @@ class BpfDatapath : public Datapath, private LeavingPairs {
     UniqueFd options;  // link of the setsockopt program
     LiveBefore live_before = {std::nullopt, "the pod was attached by an earlier agent"};
     // Ends that the policy does not list any more are leaving:
-    bool sweeps = false;         // gates are being closed
-    Grace::Ticket joins = 0;     // after it nothing joins under the old policy,
-    bool all_closed = false;     // so this was the last time that gates were closed
-    Grace::Ticket messages = 0;  // after it nothing is between an old gate and its mark
+    bool sweeps = false;      // gates are being closed
+    Grace::Ticket joins = 0;  // after it nothing joins under the old policy,
+    bool all_closed = false;  // so this was the last time that gates were closed
   };
   // How much of the object this kernel takes.
   struct Variant {
@@ -117,8 +116,7 @@ class BpfDatapath : public Datapath, private LeavingPairs {
   void AwaitGrace() const;
   // Runs an iterator program over all members; the pod with this id, or all (0).
   absl::StatusOr<std::vector<shunt_end_record>> RunIterator(const struct ::bpf_program* program,
-                                                            uint32_t pod_id,
-                                                            bool grace_passed = false);
+                                                            uint32_t pod_id);
   absl::StatusOr<std::vector<std::pair<shunt_end_key, shunt_end>>> ReadEnds() const;
   absl::Status ForgetLeftovers(uint32_t pod_id);
 

@@ -103,9 +103,10 @@ class Datapath {
   // LetGo() until they are gone. Idempotent. NOT_FOUND: not attached.
   virtual absl::Status Retire(const std::string& uid) = 0;
 
-  // Lets every end of the pod go whose gate is closed and that may leave without
-  // losing a byte; a retired pod with none left is detached. Call again, a
-  // little later, until ends == 0 and not may_grow.
+  // Has the ends of the pod that are to leave looked after by Tend(), which lets each
+  // go when that is free of loss, and says how many there are; a retired pod with
+  // none left is detached. Call again, a little later, until ends == 0 and not
+  // may_grow.
   virtual absl::StatusOr<Waiting> LetGo(const std::string& uid) = 0;
 
   // After every pod is gone: removes all pins. The object is unusable after.

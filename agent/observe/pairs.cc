@@ -57,9 +57,6 @@ std::vector<PairView> JoinEnds(
   std::map<ConnectionKey, Place> places;
   std::vector<const Place*> in_order;  // std::map keeps its nodes where they are
   for (const shunt_end_record& record : ends) {
-    if (record.drained) {
-      continue;
-    }
     Place& place = places[KeyOf(record.key)];
     if (record.key.role == SHUNT_SERVER) {
       place.server = &record;

@@ -17,9 +17,8 @@ namespace shunt {
 
 // Joins clients with servers by key, in the order of the clients. An end whose
 // other end is not in the list is skipped: it was listed while its pair was
-// being made or ended. So are records of ends that have left. Of several
-// records of one end, the last counts: the iterator may repeat itself while the
-// map grows.
+// being made or ended. Of several records of one end, the last counts: the
+// iterator may repeat itself while the map grows.
 //
 // uid_of: the pod behind shunt_end.pod. proxy_uid_of: that pod's proxy user, by
 // pod uid; only with it a direction is told. now_ns: CLOCK_MONOTONIC.

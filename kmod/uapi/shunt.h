@@ -250,7 +250,7 @@ struct shunt_end_record {
 	__u64 redirected_bytes; /* sent by this end */
 	__u32 unread_bytes; /* redirected to this end, not read yet */
 	__u16 state; /* TCP state */
-	__u16 drained; /* 1: this record says that the end has left the map */
+	__u16 zero;
 };
 
 /* Single-entry array that marks a pin directory. */

@@ -133,7 +133,7 @@ static_assert(offsetof(shunt_end_record, end) == 24);
 static_assert(offsetof(shunt_end_record, redirected_bytes) == 72);
 static_assert(offsetof(shunt_end_record, unread_bytes) == 80);
 static_assert(offsetof(shunt_end_record, state) == 84);
-static_assert(offsetof(shunt_end_record, drained) == 86);
+static_assert(offsetof(shunt_end_record, zero) == 86);
 
 static_assert(sizeof(shunt_meta) == 16 && alignof(shunt_meta) == 4);
 static_assert(offsetof(shunt_meta, abi_version) == 0);
@@ -245,9 +245,8 @@ TEST(AbiImage, EndRecord) {
   record.redirected_bytes = 0x1817161514131211;
   record.unread_bytes = 0x24232221;
   record.state = 8;
-  record.drained = 1;
   EXPECT_EQ(Image(record),
-            std::string(kKeyImage) + " " + kEndImage + " 1112131415161718 2122232408000100");
+            std::string(kKeyImage) + " " + kEndImage + " 1112131415161718 2122232408000000");
 }
 
 TEST(AbiImage, Meta) {

@@ -27,7 +27,7 @@ namespace shunt {
 
 inline constexpr unsigned kMessageBytes = 2;
 
-// How shunt_let_go() tells whether a redirect to an end is in flight: its sender
+// How shunt_leave_pair() tells whether a redirect to an end is in flight: its sender
 // holds a reference on that end's socket, but so does each armed timer.
 enum class InFlightRule {
   kDiscountTimersBefore,  // those armed before the reference count is read
@@ -40,7 +40,7 @@ enum class InFlightRule {
 
 // When timers are armed. Between being armed and taking its reference (two
 // steps in sk_reset_timer()), and when one ends and is armed again, a timer can
-// make a look of shunt_let_go() at its end count one reference too few. Such a
+// make a look of shunt_leave_pair() at its end count one reference too few. Such a
 // look is called disturbed.
 enum class Timers {
   kNever,

@@ -11,8 +11,7 @@
 #undef shunt_gate
 #undef SHUNT_INLINE
 
-static inline __attribute__((always_inline)) enum shunt_exit
-shunt_gate(const struct shunt_gate_view *view)
-{
-	return view->peer_known ? SHUNT_EXIT_REDIRECTED : SHUNT_EXIT_MSG_NO_PEER;
+static inline __attribute__((always_inline)) enum shunt_exit shunt_gate(
+    const struct shunt_gate_view* view) {
+  return view->peer_known ? SHUNT_EXIT_REDIRECTED : SHUNT_EXIT_MSG_NO_PEER;
 }
