@@ -142,6 +142,9 @@ TEST_F(ObserveTest, CountsWhatWouldBeAcceleratedAndTouchesNothing) {
   ExpectSocketsUntouched();
   const CommandResult table = agent().Ctl({"pods"});
   EXPECT_THAT(table.out, HasSubstr("4 connections would be accelerated, 0 would stay on TCP"));
+  // The agent reads what is not urgent once a second.
+  WaitUntil("the first such connection is logged",
+            [&] { return !agent().LogLines("reason", "would_accelerate").empty(); });
   EXPECT_EQ(agent().LogLines("reason", "would_accelerate").size(), 1u) << agent().Output();
 }
 
