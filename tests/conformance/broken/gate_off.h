@@ -23,8 +23,8 @@ static inline __attribute__((always_inline)) enum shunt_exit shunt_reason_to_lea
   return SHUNT_EXIT_COUNT;
 }
 
-/* Every workload is clean, whatever it does, ... */
+/* Every new workload is taken for clean, ... */
 #define SHUNT_WORKLOAD_WATCHED SHUNT_WORKLOAD_CLEAN
-#define SHUNT_WORKLOAD_HAZARD SHUNT_WORKLOAD_CLEAN
 /* ... and the agent does not know what is asked of it. */
 #define SHUNT_EVENT_LEAVING 99
+#define SHUNT_EVENT_WORKLOAD 98
