@@ -182,6 +182,16 @@ int shunt_setsockopt(struct bpf_sockopt *call)
 
 /* ---- tracepoints, while a workload is new --------------------------------- */
 
+/* HAProxy splices only what is large, so eight receives do not show it, and a
+ * splice() that finds nothing waits for ever. "haproxy" in one word of a comm. */
+#define COMM_HAPROXY 0x0079786f72706168ULL
+
+static __always_inline bool splices_now_and_then(const struct shunt_workload *workload)
+{
+	return *(__u64 *)workload->comm[SHUNT_CLIENT] == COMM_HAPROXY ||
+	       *(__u64 *)workload->comm[SHUNT_SERVER] == COMM_HAPROXY;
+}
+
 static __always_inline void note_receive(struct shunt_socket_state *state)
 {
 	struct shunt_workload_key key = workload_of(state);
@@ -191,6 +201,10 @@ static __always_inline void note_receive(struct shunt_socket_state *state)
 	__u32 role = state->self.role & 1;
 	if (__sync_fetch_and_add(&workload->receives[role], 1) == 0)
 		bpf_get_current_comm(workload->comm[role], SHUNT_COMM_LEN);
+	if (splices_now_and_then(workload)) {
+		remember_hazard(&key, SHUNT_HAZARD_SPLICE);
+		return;
+	}
 	__u32 at_client = workload->receives[SHUNT_CLIENT];
 	__u32 at_server = workload->receives[SHUNT_SERVER];
 	if ((at_client < SHUNT_WATCHED_RECEIVES || at_server < SHUNT_WATCHED_RECEIVES) &&

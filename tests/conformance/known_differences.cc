@@ -37,6 +37,7 @@ const std::vector<KnownDifference>& KnownDifferences() {
       {"options.tcp_info.*", "sockhash", "TCP_INFO does not count what was handed over", "10"},
       {"options.tcp_info_last_data/*", "sockhash", "TCP_INFO's times of the last data stand still",
        "10"},
+      {"programs.go_io_copy/*", "sockhash", "io.Copy between connections stands still", "3"},
       // Row 11: until the pair has left, some milliseconds after the first FIONREAD;
       // and what is done so that nobody sleeps on those bytes.
       {"receive.fionread.*", "sockhash", "FIONREAD says 0 with TCP's bytes unread", "11"},
@@ -68,6 +69,9 @@ const std::vector<KnownDifference>& KnownDifferences() {
       {"receive.peek_trunc.*", "sockhash", "MSG_TRUNC copies instead of throwing away", "21"},
       {"receive.empty.*", "sockhash",
        "recv() of no bytes returns 0 instead of EAGAIN, MSG_OOB EAGAIN instead of EINVAL", "22"},
+      {"receive.tcp_inq.*", "sockhash", "recvmsg() brings no TCP_CM_INQ", "23"},
+      {"options.so_timestamp.*", "sockhash", "recvmsg() brings no time of arrival", "23"},
+      {"options.so_timestamping_tx.*", "sockhash", "no time stamps of what was sent", "23"},
       {"receive.peek_off.*", "sockhash", "SO_PEEK_OFF is ignored", "23"},
       {"receive.zerocopy.*", "sockhash", "TCP_ZEROCOPY_RECEIVE sees nothing to read", "23"},
       {"options.socket_filter_drops/*", "sockhash",
