@@ -490,8 +490,14 @@ static __always_inline void rescue(struct bpf_sock_ops *ops, struct bpf_sock *sk
 	struct sock *kernel_sk = (struct sock *)tp;
 	bool misses = tp->rcv_nxt != tp->copied_seq;
 	int value;
+	if (!state->rescue && !state->joined) {
+		/* Plain again: no call for each segment any more. */
+		bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags &
+						       ~BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG);
+		return;
+	}
 	if (!state->rescue) {
-		if (!misses || !state->joined)
+		if (!misses)
 			return;
 		state->rescue = 1;
 		state->user_keepalive =
