@@ -140,7 +140,8 @@ static __always_inline void let_member_go(struct bpf_sock *sk, const struct shun
 /*
  * Run by the agent (BPF_PROG_TEST_RUN). Both ends leave in one run: an end's
  * entry in `ends` is what the other is judged by. Returns how many are members
- * after it; the gates of those are closed.
+ * after it; the gates of those are closed, and if SHUNT_GATE_CLOSED_NOW is set,
+ * one was closed in this run.
  */
 SEC("tc")
 int shunt_leave_pair(struct __sk_buff *skb)
@@ -167,7 +168,7 @@ int shunt_leave_pair(struct __sk_buff *skb)
 		bpf_sk_release(client);
 	if (server)
 		bpf_sk_release(server);
-	return members;
+	return closed_now ? members | SHUNT_GATE_CLOSED_NOW : members;
 }
 
 /* Run by the agent on every CPU in turn: what a CPU did before is then visible

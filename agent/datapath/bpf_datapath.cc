@@ -821,7 +821,7 @@ std::optional<std::chrono::microseconds> BpfDatapath::Tend() {
   return next;
 }
 
-int BpfDatapath::RunLeavePair(const shunt_end_key& key, bool grace_passed) {
+LeavingPairs::Run BpfDatapath::RunLeavePair(const shunt_end_key& key, bool grace_passed) {
   skeleton_->bss->leaving_key = key;
   skeleton_->bss->grace_passed = grace_passed;
   char packet[64] = {};  // not looked at
@@ -832,9 +832,10 @@ int BpfDatapath::RunLeavePair(const shunt_end_key& key, bool grace_passed) {
   if (error != 0) {
     log::Error("pair cannot be let go: it stays in order, and accelerated in no direction",
                {{"reason", "let_go_failed"}, {"err", std::string(strerror(-error))}});
-    return 0;
+    return {};
   }
-  return static_cast<int>(options.retval);
+  return {static_cast<int>(options.retval & ~SHUNT_GATE_CLOSED_NOW),
+          (options.retval & SHUNT_GATE_CLOSED_NOW) != 0};
 }
 
 void BpfDatapath::InterruptCpus() {

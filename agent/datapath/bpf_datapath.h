@@ -121,7 +121,7 @@ class BpfDatapath : public Datapath, private LeavingPairs {
   absl::Status ForgetLeftovers(uint32_t pod_id);
 
   // LeavingPairs.
-  int RunLeavePair(const shunt_end_key& key, bool grace_passed) override;
+  Run RunLeavePair(const shunt_end_key& key, bool grace_passed) override;
   void InterruptCpus() override;
   Grace::Ticket AskGrace() override { return grace_->Ask(); }
   bool GracePassed(Grace::Ticket ticket) override { return grace_->Passed(ticket); }

@@ -11,35 +11,38 @@ bool Leaver::ByPair::operator()(const shunt_end_key& a, const shunt_end_key& b) 
          std::tie(b.netns_cookie, b.client_next, b.server_next);
 }
 
-void Leaver::Add(const shunt_end_key& key) { leaving_.try_emplace(key); }
+void Leaver::Add(const shunt_end_key& key) { gates_closed_ |= leaving_.try_emplace(key).second; }
 
 std::optional<Leaver::Microseconds> Leaver::Step(Clock::time_point now) {
-  bool closed_some = false;
-  for (auto it = leaving_.begin(); it != leaving_.end();) {
-    if (it->second.gates_closed) {
-      ++it;
-      continue;
+  std::optional<Clock::time_point> next;
+  do {
+    if (gates_closed_) {
+      pairs_->InterruptCpus();
+      gates_closed_ = false;
     }
-    it->second.gates_closed = true;
-    it->second.due = now;
-    if (pairs_->RunLeavePair(it->first, /*grace_passed=*/false) == 0) {
-      it = leaving_.erase(it);  // both ends are closed or have left
-      continue;
-    }
-    closed_some = true;
-    ++it;
+    next = LookAtDuePairs(now);
+  } while (gates_closed_);
+  if (!next.has_value()) {
+    return std::nullopt;
   }
-  if (closed_some) {
-    pairs_->InterruptCpus();
-  }
+  return std::chrono::duration_cast<Microseconds>(*next - now);
+}
 
+std::optional<Leaver::Clock::time_point> Leaver::LookAtDuePairs(Clock::time_point now) {
   std::optional<Clock::time_point> next;
   for (auto it = leaving_.begin(); it != leaving_.end();) {
     Pair& pair = it->second;
     if (pair.due <= now) {
       const bool grace_passed = pair.grace != 0 && pairs_->GracePassed(pair.grace);
-      if (pairs_->RunLeavePair(it->first, grace_passed) == 0) {
+      const LeavingPairs::Run run = pairs_->RunLeavePair(it->first, grace_passed);
+      if (run.members == 0) {
         it = leaving_.erase(it);
+        continue;
+      }
+      if (run.gate_closed_now) {
+        gates_closed_ = true;
+        pair = Pair();  // due, and to be looked at from the beginning
+        ++it;
         continue;
       }
       if (++pair.looks == kFirstLooksCount) {
@@ -53,10 +56,7 @@ std::optional<Leaver::Microseconds> Leaver::Step(Clock::time_point now) {
     next = next.has_value() ? std::min(*next, pair.due) : pair.due;
     ++it;
   }
-  if (!next.has_value()) {
-    return std::nullopt;
-  }
-  return std::chrono::duration_cast<Microseconds>(*next - now);
+  return next;
 }
 
 }  // namespace shunt

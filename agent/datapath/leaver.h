@@ -24,9 +24,13 @@ class LeavingPairs {
  public:
   virtual ~LeavingPairs() = default;
 
+  struct Run {
+    int members = 0;  // ends that are left
+    bool gate_closed_now = false;
+  };
   // Closes the gates of the pair's ends or, if they were closed in an earlier
-  // run, lets the ends go if that is free of loss. How many are members after it.
-  virtual int RunLeavePair(const shunt_end_key& key, bool grace_passed) = 0;
+  // run, lets the ends go if that is free of loss.
+  virtual Run RunLeavePair(const shunt_end_key& key, bool grace_passed) = 0;
   // Returns when every CPU has been interrupted.
   virtual void InterruptCpus() = 0;
   // An RCU grace period that begins now; is it over?
@@ -61,12 +65,17 @@ class Leaver {
     Clock::time_point due;
     Microseconds pause = kFirstLooks;
     unsigned looks = 0;
-    bool gates_closed = false;
     Grace::Ticket grace = 0;
   };
 
+  // When the first of those that are left is due, if any is.
+  std::optional<Clock::time_point> LookAtDuePairs(Clock::time_point now);
+
   LeavingPairs* const pairs_;
   std::map<shunt_end_key, Pair, ByPair> leaving_;
+  // A gate has been closed since every CPU was interrupted: by a program before
+  // Add(), or by a run, also of a server that joined late.
+  bool gates_closed_ = false;
 };
 
 }  // namespace shunt

@@ -14,16 +14,20 @@ namespace {
 using std::chrono::milliseconds;
 using testing::ElementsAre;
 
-// Each pair stays a member for as many runs as it is given.
+// Each pair stays a member for as many runs as it is given; the first closes gates.
 class FakePairs : public LeavingPairs {
  public:
   std::map<uint32_t, int> runs_left;  // by client_next; absent: no such pair
+  std::map<uint32_t, int> closes;     // runs that close a gate; absent: the first
   std::vector<std::string> calls;
 
-  int RunLeavePair(const shunt_end_key& key, bool grace_passed) override {
+  Run RunLeavePair(const shunt_end_key& key, bool grace_passed) override {
     calls.push_back(absl::StrCat("run ", key.client_next, grace_passed ? " after grace" : ""));
     const auto found = runs_left.find(key.client_next);
-    return found != runs_left.end() && found->second-- > 0 ? 2 : 0;
+    if (found == runs_left.end() || found->second-- <= 0) {
+      return {};
+    }
+    return {2, closes.try_emplace(key.client_next, 1).first->second-- > 0};
   }
   void InterruptCpus() override { calls.push_back("interrupt"); }
   Grace::Ticket AskGrace() override {
@@ -60,7 +64,8 @@ TEST_F(LeaverTest, ClosesGatesThenInterruptsThenLooks) {
   leaver_.Add(Key(1));
   leaver_.Add(Key(2));
   EXPECT_EQ(leaver_.Step(now_), std::nullopt);
-  EXPECT_THAT(pairs_.calls, ElementsAre("run 1", "run 2", "interrupt", "run 1", "run 2"));
+  EXPECT_THAT(pairs_.calls,
+              ElementsAre("interrupt", "run 1", "run 2", "interrupt", "run 1", "run 2"));
   EXPECT_EQ(leaver_.size(), 0u);
 }
 
@@ -71,10 +76,23 @@ TEST_F(LeaverTest, TakesBothEndsOfAPairForOne) {
   EXPECT_EQ(leaver_.size(), 1u);
 }
 
-TEST_F(LeaverTest, DoesNotInterruptForAPairThatIsGone) {
+// A program may have closed both gates just now.
+TEST_F(LeaverTest, InterruptsBeforeTheFirstLookAtAPair) {
   leaver_.Add(Key(1));
   EXPECT_EQ(leaver_.Step(now_), std::nullopt);
-  EXPECT_THAT(pairs_.calls, ElementsAre("run 1"));
+  EXPECT_THAT(pairs_.calls, ElementsAre("interrupt", "run 1"));
+}
+
+// Its server joined after the first look.
+TEST_F(LeaverTest, InterruptsAgainForAGateThatIsClosedLater) {
+  pairs_.runs_left = {{1, 4}};
+  pairs_.closes = {{1, 0}};
+  leaver_.Add(Key(1));
+  now_ += *leaver_.Step(now_);
+  pairs_.closes = {{1, 1}};
+  pairs_.calls.clear();
+  EXPECT_EQ(leaver_.Step(now_), Leaver::kFirstLooks);
+  EXPECT_THAT(pairs_.calls, ElementsAre("run 1", "interrupt", "run 1"));
 }
 
 TEST_F(LeaverTest, LooksAgainOnlyWhenDue) {

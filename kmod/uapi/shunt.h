@@ -253,6 +253,10 @@ struct shunt_end_record {
 	__u16 zero;
 };
 
+/* In what shunt_leave_pair() returns, beside the number of ends that are members:
+ * a gate was closed in this run, so every CPU is to be interrupted before the next. */
+#define SHUNT_GATE_CLOSED_NOW 4
+
 /* Single-entry array that marks a pin directory. */
 struct shunt_meta {
 	__u32 abi_version;
