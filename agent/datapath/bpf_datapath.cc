@@ -89,10 +89,6 @@ void BpfDatapath::SkeletonDeleter::operator()(struct ::sockhash* skeleton) const
   sockhash__destroy(skeleton);
 }
 
-void BpfDatapath::RingBufferDeleter::operator()(struct ::ring_buffer* events) const {
-  ring_buffer__free(events);
-}
-
 BpfDatapath::BpfDatapath(Pins pins, const BpfDatapathOptions& options)
     : pins_(std::move(pins)),
       options_(options),
@@ -111,7 +107,8 @@ absl::StatusOr<std::unique_ptr<BpfDatapath>> BpfDatapath::Open(const BpfDatapath
     SHUNT_RETURN_IF_ERROR(datapath->CreateKernelSide(),
                           absl::StrCat("creating pins in ", options.bpffs, "/v1"));
   }
-  SHUNT_RETURN_IF_ERROR(datapath->OpenEvents(), "");
+  SHUNT_ASSIGN_OR_RETURN(datapath->events_,
+                         EventRing::Open(bpf_map__fd(datapath->skeleton_->maps.events)), "");
   datapath->live_sockets_ =
       std::make_unique<LiveSockets>(bpf_map__fd(datapath->skeleton_->maps.socket_state));
   return datapath;
@@ -126,10 +123,9 @@ absl::Status BpfDatapath::Load(bool adopt) {
     if (error == 0) {
       log::Debug("kernel programs loaded",
                  {{"direct_loads", variant.direct}, {"watches_workloads", variant.watches}});
-      std::vector<const struct ::bpf_program*> programs;
+      std::vector<struct ::bpf_program*> programs;
       if (variant.watches) {
-        programs = {skeleton_->progs.shunt_sock_recv_length,
-                    skeleton_->progs.shunt_sock_send_length, skeleton_->progs.shunt_sys_enter};
+        programs = WatchingPrograms(skeleton_.get());
       } else {
         log::Warning("new workloads cannot be watched on this kernel: they are trusted",
                      {{"reason", "no_tracepoints"}});
@@ -160,9 +156,7 @@ absl::Status BpfDatapath::OpenSkeleton(bool adopt, const Variant& variant) {
   bpf_map__set_max_entries(skeleton_->maps.ends, 2 * options_.max_pairs);
   bpf_program__set_autoload(skeleton_->progs.shunt_msg_direct, variant.direct);
   bpf_program__set_autoload(skeleton_->progs.shunt_msg_probe, !variant.direct);
-  for (struct bpf_program* program :
-       {skeleton_->progs.shunt_sock_recv_length, skeleton_->progs.shunt_sock_send_length,
-        skeleton_->progs.shunt_sys_enter}) {
+  for (struct bpf_program* program : WatchingPrograms(skeleton_.get())) {
     bpf_program__set_autoload(program, variant.watches);
   }
   msg_program_ =
@@ -319,21 +313,6 @@ absl::Status BpfDatapath::AdoptLinks() {
                          absl::StrCat("updating setsockopt program of pod ", pod.target.uid));
     }
     pods_.emplace(pod.target.uid, std::move(pod));
-  }
-  return absl::OkStatus();
-}
-
-absl::Status BpfDatapath::OpenEvents() {
-  const auto receive = [](void* self, void* data, size_t size) {
-    auto* datapath = static_cast<BpfDatapath*>(self);
-    if (size >= sizeof(shunt_event) && datapath->receive_) {
-      datapath->receive_(*static_cast<const shunt_event*>(data));
-    }
-    return 0;
-  };
-  events_.reset(ring_buffer__new(bpf_map__fd(skeleton_->maps.events), receive, this, nullptr));
-  if (events_ == nullptr) {
-    return ErrnoStatus(errno, "opening ring buffer of events");
   }
   return absl::OkStatus();
 }
@@ -687,16 +666,10 @@ std::string BpfDatapath::UidOf(uint32_t pod_id) const {
 }
 
 absl::Status BpfDatapath::DrainEvents(const std::function<void(const shunt_event&)>& receive) {
-  receive_ = [this, &receive](const shunt_event& event) {
+  return events_->Drain([this, &receive](const shunt_event& event) {
     TakeNote(event);
     receive(event);
-  };
-  const int got = ring_buffer__consume(events_.get());
-  receive_ = nullptr;
-  if (got < 0) {
-    return ErrnoStatus(got, "reading ring buffer of events");
-  }
-  return absl::OkStatus();
+  });
 }
 
 void BpfDatapath::TakeNote(const shunt_event& event) {
@@ -856,6 +829,6 @@ absl::StatusOr<std::vector<WorkloadRecord>> BpfDatapath::ReadWorkloads() {
   return ReadWorkloadMap(bpf_map__fd(skeleton_->maps.workloads));
 }
 
-int BpfDatapath::EventsFd() const { return ring_buffer__epoll_fd(events_.get()); }
+int BpfDatapath::EventsFd() const { return events_->fd(); }
 
 }  // namespace shunt

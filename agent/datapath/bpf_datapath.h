@@ -22,6 +22,7 @@
 #include "absl/status/statusor.h"
 #include "agent/base/unique_fd.h"
 #include "agent/datapath/datapath.h"
+#include "agent/datapath/event_ring.h"
 #include "agent/datapath/grace.h"
 #include "agent/datapath/leaver.h"
 #include "agent/datapath/live_sockets.h"
@@ -31,7 +32,6 @@
 
 struct bpf_program;  // libbpf
 struct sockhash;     // sockhash.skel.h, from bpf/shunt.bpf.c
-struct ring_buffer;  // libbpf
 
 namespace shunt {
 
@@ -70,9 +70,6 @@ class BpfDatapath : public Datapath, private LeavingPairs {
   struct SkeletonDeleter {
     void operator()(struct ::sockhash* skeleton) const;
   };
-  struct RingBufferDeleter {
-    void operator()(struct ::ring_buffer* events) const;
-  };
   struct AttachedPod {
     PodTarget target;
     uint32_t id = 0;
@@ -102,7 +99,6 @@ class BpfDatapath : public Datapath, private LeavingPairs {
   absl::Status ReusePinnedMaps();
   absl::Status AdoptPrograms();
   absl::Status AdoptLinks();
-  absl::Status OpenEvents();
 
   absl::Status Attach(const PodTarget& pod);
   absl::Status WritePolicy(const shunt_policy& policy, uint64_t cgroup_id);
@@ -142,10 +138,9 @@ class BpfDatapath : public Datapath, private LeavingPairs {
   BpfDatapathOptions options_;
   const struct ::bpf_program* msg_program_ = nullptr;  // of skeleton_
   std::unique_ptr<struct ::sockhash, SkeletonDeleter> skeleton_;
-  std::unique_ptr<struct ::ring_buffer, RingBufferDeleter> events_;
+  std::unique_ptr<EventRing> events_;
   UniqueFd sock_ops_;  // the generation that new pods are attached with
   std::map<std::string, AttachedPod> pods_;
-  std::function<void(const shunt_event&)> receive_;
   std::unique_ptr<Grace> grace_;  // uses the maps of skeleton_
   Leaver leaver_{this};
   std::unique_ptr<Watcher> watcher_;

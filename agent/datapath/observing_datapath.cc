@@ -22,10 +22,6 @@ void ObservingDatapath::SkeletonDeleter::operator()(struct ::sockhash* skeleton)
   sockhash__destroy(skeleton);
 }
 
-void ObservingDatapath::RingBufferDeleter::operator()(struct ::ring_buffer* events) const {
-  ring_buffer__free(events);
-}
-
 ObservingDatapath::~ObservingDatapath() = default;
 
 absl::StatusOr<std::unique_ptr<ObservingDatapath>> ObservingDatapath::Open(
@@ -39,7 +35,8 @@ absl::StatusOr<std::unique_ptr<ObservingDatapath>> ObservingDatapath::Open(
   }
   std::unique_ptr<ObservingDatapath> datapath(new ObservingDatapath(options));
   SHUNT_RETURN_IF_ERROR(datapath->Load(), "loading BPF programs that observe");
-  SHUNT_RETURN_IF_ERROR(datapath->OpenEvents(), "");
+  SHUNT_ASSIGN_OR_RETURN(datapath->events_,
+                         EventRing::Open(bpf_map__fd(datapath->skeleton_->maps.events)), "");
   datapath->live_sockets_ =
       std::make_unique<LiveSockets>(bpf_map__fd(datapath->skeleton_->maps.socket_state));
   return datapath;
@@ -59,10 +56,9 @@ absl::Status ObservingDatapath::Load() {
   if (error != 0) {
     return ErrnoStatus(error, "the kernel refuses them");
   }
-  std::vector<const struct ::bpf_program*> programs;
+  std::vector<struct ::bpf_program*> programs;
   if (watches) {
-    programs = {skeleton_->progs.shunt_sock_recv_length, skeleton_->progs.shunt_sock_send_length,
-                skeleton_->progs.shunt_sys_enter};
+    programs = WatchingPrograms(skeleton_.get());
   } else {
     log::Warning(
         "what programs do cannot be watched on this kernel: no hazards are seen but "
@@ -87,30 +83,13 @@ int ObservingDatapath::OpenAndLoad(bool watches) {
   }
   bpf_program__set_autoload(skeleton_->progs.shunt_sock_ops, true);
   bpf_program__set_autoload(skeleton_->progs.shunt_setsockopt, true);
-  for (struct bpf_program* watching :
-       {skeleton_->progs.shunt_sock_recv_length, skeleton_->progs.shunt_sock_send_length,
-        skeleton_->progs.shunt_sys_enter}) {
+  for (struct bpf_program* watching : WatchingPrograms(skeleton_.get())) {
     bpf_program__set_autoload(watching, watches);
   }
   // Nothing ever enters these.
   bpf_map__set_max_entries(skeleton_->maps.sockets, 1);
   bpf_map__set_max_entries(skeleton_->maps.ends, 1);
   return sockhash__load(skeleton_.get());
-}
-
-absl::Status ObservingDatapath::OpenEvents() {
-  const auto receive = [](void* self, void* data, size_t size) {
-    auto* datapath = static_cast<ObservingDatapath*>(self);
-    if (size >= sizeof(shunt_event) && datapath->receive_) {
-      datapath->receive_(*static_cast<const shunt_event*>(data));
-    }
-    return 0;
-  };
-  events_.reset(ring_buffer__new(bpf_map__fd(skeleton_->maps.events), receive, this, nullptr));
-  if (events_ == nullptr) {
-    return ErrnoStatus(errno, "opening ring buffer of events");
-  }
-  return absl::OkStatus();
 }
 
 absl::Status ObservingDatapath::Enrol(const PodTarget& pod) {
@@ -231,17 +210,14 @@ std::string ObservingDatapath::UidOf(uint32_t pod_id) const {
 
 absl::Status ObservingDatapath::DrainEvents(
     const std::function<void(const shunt_event&)>& receive) {
-  receive_ = [this, &receive](const shunt_event& event) {
+  return events_->Drain([this, &receive](const shunt_event& event) {
     if (event.kind == SHUNT_EVENT_OBSERVED && IsNew({event.pod, event.port})) {
       Watch();
     } else if (event.kind == SHUNT_EVENT_WORKLOAD && event.reason == SHUNT_EXIT_WORKLOAD_NEW) {
       Watch();
     }
     receive(event);
-  };
-  const int got = ring_buffer__consume(events_.get());
-  receive_ = nullptr;
-  return got < 0 ? ErrnoStatus(got, "reading ring buffer of events") : absl::OkStatus();
+  });
 }
 
 bool ObservingDatapath::IsNew(const shunt_workload_key& key) const {
@@ -267,6 +243,6 @@ absl::StatusOr<std::vector<WorkloadRecord>> ObservingDatapath::ReadWorkloads() {
   return ReadWorkloadMap(bpf_map__fd(skeleton_->maps.workloads));
 }
 
-int ObservingDatapath::EventsFd() const { return ring_buffer__epoll_fd(events_.get()); }
+int ObservingDatapath::EventsFd() const { return events_->fd(); }
 
 }  // namespace shunt

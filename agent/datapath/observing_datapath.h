@@ -22,11 +22,11 @@
 #include "absl/status/statusor.h"
 #include "agent/base/unique_fd.h"
 #include "agent/datapath/datapath.h"
+#include "agent/datapath/event_ring.h"
 #include "agent/datapath/live_sockets.h"
 #include "agent/datapath/watcher.h"
 
-struct sockhash;     // sockhash.skel.h, from bpf/shunt.bpf.c
-struct ring_buffer;  // libbpf
+struct sockhash;  // sockhash.skel.h, from bpf/shunt.bpf.c
 
 namespace shunt {
 
@@ -65,9 +65,6 @@ class ObservingDatapath : public Datapath {
   struct SkeletonDeleter {
     void operator()(struct ::sockhash* skeleton) const;
   };
-  struct RingBufferDeleter {
-    void operator()(struct ::ring_buffer* events) const;
-  };
   struct ObservedPod {
     PodTarget target;
     uint32_t id = 0;
@@ -80,7 +77,6 @@ class ObservingDatapath : public Datapath {
 
   absl::Status Load();
   int OpenAndLoad(bool watches);
-  absl::Status OpenEvents();
   absl::Status Attach(const PodTarget& pod);
   absl::Status WritePolicy(const ObservedPod& pod);
   PodObservation ObservationOf(uint32_t pod_id) const;
@@ -90,12 +86,11 @@ class ObservingDatapath : public Datapath {
 
   ObservingDatapathOptions options_;
   std::unique_ptr<struct ::sockhash, SkeletonDeleter> skeleton_;
-  std::unique_ptr<struct ::ring_buffer, RingBufferDeleter> events_;
+  std::unique_ptr<EventRing> events_;
   std::unique_ptr<Watcher> watcher_;  // its programs are skeleton_'s
   std::unique_ptr<LiveSockets> live_sockets_;
   std::map<std::string, ObservedPod> pods_;
   uint32_t next_pod_ = 1;
-  std::function<void(const shunt_event&)> receive_;
 };
 
 }  // namespace shunt

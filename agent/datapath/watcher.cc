@@ -14,8 +14,7 @@ namespace shunt {
 
 void Watcher::LinkDeleter::operator()(struct ::bpf_link* link) const { bpf_link__destroy(link); }
 
-Watcher::Watcher(std::vector<const struct ::bpf_program*> programs)
-    : programs_(std::move(programs)) {}
+Watcher::Watcher(std::vector<struct ::bpf_program*> programs) : programs_(std::move(programs)) {}
 
 Watcher::~Watcher() = default;
 

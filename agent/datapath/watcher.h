@@ -19,12 +19,19 @@ struct bpf_program;  // libbpf
 
 namespace shunt {
 
+// Those of a loaded or opened skeleton of bpf/shunt.bpf.c.
+template <typename Skeleton>
+std::vector<struct ::bpf_program*> WatchingPrograms(Skeleton* skeleton) {
+  return {skeleton->progs.shunt_sock_recv_length, skeleton->progs.shunt_sock_send_length,
+          skeleton->progs.shunt_sys_enter};
+}
+
 class Watcher {
  public:
   using Clock = std::chrono::steady_clock;
 
   // Not owned; loaded, and outlive this object. None: nothing can be watched.
-  explicit Watcher(std::vector<const struct ::bpf_program*> programs);
+  explicit Watcher(std::vector<struct ::bpf_program*> programs);
   ~Watcher();
 
   // There is, or may soon be, a workload to watch: attaches for kWatch from now.
@@ -43,7 +50,7 @@ class Watcher {
     void operator()(struct ::bpf_link* link) const;
   };
 
-  const std::vector<const struct ::bpf_program*> programs_;
+  const std::vector<struct ::bpf_program*> programs_;
   std::vector<std::unique_ptr<struct ::bpf_link, LinkDeleter>> links_;
   Clock::time_point until_;
 };
